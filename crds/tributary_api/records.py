@@ -1,0 +1,265 @@
+"""Create-only records in the object store: the durable facts that reconciliation stands on."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tributary_api.base import ApiModel, Decimal, Digest, sha256_of
+from tributary_api.meta import NamespacedName
+from tributary_api.round import ClientFailure
+from tributary_api.shared import Metric, ModelRef, TaskKind
+
+CHUNK_BYTES = 16 * 1024 * 1024
+"""Digests are taken over chunks of this size, so that a reader can check while it streams."""
+
+
+class MechanismSpec(ApiModel):
+    """The DP-SGD run that ε is computed from: all public, all fixed before training."""
+
+    num_examples: Annotated[int, Field(ge=1)]
+    """N: declared examples, rounded down to two significant digits."""
+    expected_batch_size: Annotated[int, Field(ge=1)]
+    """q·N: also the constant divisor of the noised sum."""
+    batch_cap: Annotated[int, Field(ge=1)]
+    """B_max: a larger Poisson sample keeps a uniformly random part of this size."""
+    steps: Annotated[int, Field(ge=1)]
+    noise_multiplier: Annotated[float, Field(gt=0)]
+    """σ: the noise's standard deviation over the clipping norm."""
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    """C: the clipping norm of one record's gradient."""
+
+
+class Grant(ApiModel):
+    """What one client may compute in one round. A worker refuses to run with anything else."""
+
+    run_key: str
+    hub_namespace: str
+    round_name: str
+    client: NamespacedName
+    data_name: str
+    base_model_digest: Digest
+    mechanism: MechanismSpec
+    epsilon: Decimal
+    """ε that the round asks for; the mechanism costs no more than this."""
+    delta: Decimal
+
+    @property
+    def digest(self) -> str:
+        return sha256_of(self.canonical_json())
+
+
+class PlannedClient(ApiModel):
+    """A member of the cohort, frozen."""
+
+    client: NamespacedName
+    grant: Grant
+    weight: Annotated[float, Field(gt=0)]
+    """Weight of this client's delta in the mean."""
+    ledger_uri: str
+    nodes: Annotated[int, Field(ge=1)] = 1
+
+
+class RoundPlan(ApiModel):
+    """rounds/<runKey>/plan.json: written before anything is reserved or started."""
+
+    run_key: str
+    round: NamespacedName
+    base_model: ModelRef
+    worker_image: str
+    cohort: list[PlannedClient]
+    excluded: list[ClientFailure] = []
+    quorum: Annotated[int, Field(ge=1)]
+    planned_at: datetime
+
+
+class OutcomeKind(StrEnum):
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class RoundOutcome(ApiModel):
+    """rounds/<runKey>/outcome.json: a round with an outcome starts nothing, ever."""
+
+    run_key: str
+    round: NamespacedName
+    outcome: OutcomeKind
+    reason: str
+    message: str = ""
+    model: ModelRef | None = None
+    metrics: list[Metric] = []
+    submitted: list[NamespacedName] = []
+    failed: list[ClientFailure] = []
+    finished_at: datetime
+
+
+class FileDigest(ApiModel):
+    """One file of a delta or bundle."""
+
+    path: str
+    size: Annotated[int, Field(ge=0)]
+    sha256: Digest
+    """Of the whole file."""
+    chunks: list[Digest] = []
+    """Of every CHUNK_BYTES chunk in order."""
+
+
+class SelfTestFigures(ApiModel):
+    """Data-independent figures of the engine's self-test; the training ran only because they were in bounds."""
+
+    planted_record_ratio: float
+    """Movement of the summed gradient by a planted record of norm 1e6, over the clipping norm: at most 1."""
+    noise_std_ratio: float
+    """Standard deviation of the noise found on zero data, over the one that was due."""
+    trainable_parameters: int
+
+
+class Receipt(ApiModel):
+    """What a worker states about the delta it publishes. Nothing in it depends on private values."""
+
+    grant_digest: Digest
+    mechanism: MechanismSpec
+    neighboring_relation: Literal["REPLACE_SPECIAL"] = "REPLACE_SPECIAL"
+    sampling: Literal["TruncatedPoisson"] = "TruncatedPoisson"
+    epsilon: Decimal
+    delta: Decimal
+    self_test: SelfTestFigures
+    versions: dict[str, str] = {}
+    """Versions of torch, deepspeed, dp-accounting and tributary that ran."""
+    image: str = ""
+
+
+class DeltaManifest(ApiModel):
+    """clients/<namespace>/<client>/rounds/<runKey>/manifest.json: written last; it makes the delta exist."""
+
+    run_key: str
+    client: NamespacedName
+    base_model_digest: Digest
+    file: FileDigest
+    receipt: Receipt
+
+
+class AggregateManifest(ApiModel):
+    """rounds/<runKey>/aggregate/manifest.json: written last; it makes the new model exist."""
+
+    run_key: str
+    base_model: ModelRef
+    model: ModelRef
+    included: list[NamespacedName]
+    excluded: list[ClientFailure] = []
+    bytes_read: int
+
+
+class BundleManifest(ApiModel):
+    """bundle.json of a model bundle: its files, and where it came from.
+
+    The bundle's digest is taken over `files` alone, so that equal weights have equal digests whatever their history.
+    """
+
+    digest: Digest
+    files: list[FileDigest]
+    parents: list[ModelRef] = []
+    run_key: str | None = None
+    description: str = ""
+
+
+class DocumentScore(ApiModel):
+    """Score of one public document under one model."""
+
+    document: str
+    """First 16 hex digits of the SHA-256 of its text."""
+    tokens: int
+    loss: float
+    """Mean next-token loss, in nats."""
+    accuracy: float
+    """Part of the tokens that the model ranks first."""
+
+
+class ModelScore(ApiModel):
+    """A model on a public data set."""
+
+    role: Literal["baseline", "new", "candidate", "parent", "stable"]
+    model: ModelRef
+    loss: float
+    """Mean over all tokens, in nats."""
+    perplexity: float
+    accuracy: float
+    documents: int
+    tokens: int
+
+
+class EvaluationReport(ApiModel):
+    """rounds/<runKey>/evaluation.json: the models of a round on its public data set."""
+
+    task: TaskKind
+    dataset_digest: Digest
+    scores: list[ModelScore]
+
+
+class CompressionManifest(ApiModel):
+    """releases/manifests/<key>.json: written last; it makes the compressed model exist."""
+
+    parent: ModelRef
+    model: ModelRef
+    bytes: int
+    """Size of the weight files, in bytes."""
+    parent_bytes: int
+    """Size of the parent's weight files, in bytes (fp32 if it is stored so)."""
+
+
+class Comparison(ApiModel):
+    """The candidate against one other model on the same documents."""
+
+    against: Literal["parent", "stable"]
+    model: ModelRef
+    margin: float
+    mean_difference: float
+    """Mean over documents of candidate loss less the other's, in nats."""
+    upper_bound: float
+    """One-sided confidence bound of that mean; below the margin means no worse."""
+    documents: int
+
+
+class GateVerdict(ApiModel):
+    """gates/<key>.json: holds for this pair, data set and spec, and for no other."""
+
+    verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"]
+    reason: str
+    message: str = ""
+    scores: list[ModelScore]
+    comparisons: list[Comparison]
+    per_document: dict[str, list[DocumentScore]] = {}
+    """Scores by role, in the data set's order, so that anyone can repeat the test."""
+
+
+class LedgerKind(StrEnum):
+    RESERVE = "reserve"
+    LAUNCH = "launch"
+    SETTLE = "settle"
+    RELEASE = "release"
+
+
+class LedgerEntry(ApiModel):
+    """<ledgerUri>/<n>.json: one line of the privacy ledger of a data set. Never changed, never deleted."""
+
+    n: Annotated[int, Field(ge=0)]
+    previous: Annotated[str, Field(max_length=71)] = ""
+    """Digest of entry n-1; empty for the first."""
+    kind: LedgerKind
+    data_set: NamespacedName
+    """Namespace and data.name of the client."""
+    client: NamespacedName
+    run_key: str
+    grant_digest: Digest
+    hub_namespace: str
+    mechanism: MechanismSpec
+    delta: Decimal
+    recorded_at: datetime
+    reason: str = ""
+
+    @property
+    def digest(self) -> str:
+        return sha256_of(self.canonical_json())

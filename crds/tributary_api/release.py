@@ -1,0 +1,199 @@
+"""ModelRelease: a language model in service, replaced blue-green. Long-lived, like a Rollout."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from tributary_api.base import ApiModel, Decimal, Name, validations
+from tributary_api.meta import Conditions, ObjectMeta, waiting
+from tributary_api.shared import DatasetRef, Metric, ModelRef, ModelSource, Placement, Resources, TaskKind
+
+
+class QuantizationScheme(StrEnum):
+    INT8 = "Int8"
+
+
+class Quantize(ApiModel):
+    scheme: QuantizationScheme
+    """Int8: weights and embeddings in 8 bits with a scale per output channel, in the compressed-tensors layout."""
+
+
+class CompressionStep(ApiModel):
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            ("has(self.quantize)", "a compression step must name what to do, for example quantize")
+        )
+    )
+    quantize: Quantize | None = None
+
+
+class GateMetric(ApiModel):
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            (
+                "double(self.margin) > 0.0",
+                'margin must be above 0: it is the loss of quality you would accept, for example "0.02"',
+            )
+        )
+    )
+    name: Literal["loss"] = "loss"
+    """loss: next-token loss of each document, in nats per token."""
+    margin: Decimal
+    """The largest worsening that still counts as no worse."""
+
+
+class Gate(ApiModel):
+    """The test that a candidate must pass before it serves."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            (
+                "double(self.confidence) > 0.5 && double(self.confidence) < 1.0",
+                'confidence must lie between 0.5 and 1, for example "0.95"',
+            ),
+        )
+    )
+    dataset: DatasetRef
+    """Public documents on which candidate, parent and stable model are compared, document by document."""
+    metrics: Annotated[list[GateMetric], Field(min_length=1, max_length=4)]
+    confidence: Decimal = "0.95"
+    """Confidence of the one-sided, paired test of non-inferiority."""
+
+
+class Drain(ApiModel):
+    timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
+    """How long a pod that is going away may finish its open requests."""
+
+
+class Serving(Placement):
+    """How the model is served."""
+
+    runtime: Literal["tributary"] = "tributary"
+    """tributary: the OpenAI-compatible server of the worker image, for CPUs."""
+    service_name: Name
+    """Service that clients talk to. It always selects the stable revision."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 80
+    """Port of the Service."""
+    replicas: Annotated[int, Field(ge=0, le=1000)] = 1
+    resources: Resources = Resources()
+    max_sequence_length: Annotated[int, Field(ge=2, le=1048576)] = 512
+    """Prompt and completion together, in tokens."""
+    drain: Drain = Drain()
+
+
+class PostPromotion(ApiModel):
+    analysis_seconds: Annotated[int, Field(ge=0, le=86400)] = 15
+    """How long the new stable revision is watched after the switch."""
+
+
+class BlueGreen(ApiModel):
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            (
+                "self.scaleDownDelaySeconds >= self.postPromotion.analysisSeconds",
+                "scaleDownDelaySeconds must be at least postPromotion.analysisSeconds: going back must not need to start pods",
+            ),
+        )
+    )
+    promotion: Literal["Automatic", "Manual"] = "Automatic"
+    """Automatic: a candidate that passed is switched to. Manual: it waits until promotedRevision names it."""
+    promoted_revision: Annotated[str, Field(max_length=63)] = ""
+    """Revision to switch to under manual promotion, as status.candidate.revision shows it."""
+    scale_down_delay_seconds: Annotated[int, Field(ge=0, le=86400)] = 60
+    """How long the old revision is kept warm after a switch."""
+    progress_deadline_seconds: Annotated[int, Field(ge=1, le=86400)] = 600
+    """A candidate that is not fully available after this time is rejected."""
+    post_promotion: PostPromotion = PostPromotion()
+
+
+class ReleaseStrategy(ApiModel):
+    blue_green: BlueGreen = BlueGreen()
+
+
+class ModelReleaseSpec(ApiModel):
+    model: ModelSource
+    """The model to put into service."""
+    task: TaskKind = TaskKind.CAUSAL_LM
+    compression: Annotated[list[CompressionStep], Field(max_length=8)] = []
+    """Steps in order; empty serves the model as it is."""
+    gate: Gate
+    serving: Serving
+    strategy: ReleaseStrategy = ReleaseStrategy()
+
+
+class Revision(ApiModel):
+    """One model of a release, compressed and named by what it is made of."""
+
+    revision: Annotated[str, Field(max_length=63)]
+    """Short name, from the model's digest, the compression and the pod template."""
+    model: ModelRef
+    """What is served."""
+    parent: ModelRef
+    """What it was compressed from."""
+    bytes: int = 0
+    """Size of the weight files."""
+    parent_bytes: int = 0
+    metrics: Annotated[list[Metric], Field(max_length=32)] = []
+    """Measured by the gate."""
+    promoted_at: datetime | None = None
+
+
+class Transition(ApiModel):
+    """A switch, recorded before it is made."""
+
+    from_revision: Annotated[str, Field(max_length=63)] = ""
+    to_revision: Annotated[str, Field(max_length=63)]
+    intended_at: datetime
+    switched_at: datetime | None = None
+
+
+class RejectedRevision(ApiModel):
+    revision: Annotated[str, Field(max_length=63)]
+    stable: Annotated[str, Field(max_length=63)] = ""
+    """The revision it was compared with; a verdict holds for a pair."""
+    reason: Annotated[str, Field(max_length=128)]
+    message: Annotated[str, Field(max_length=1024)] = ""
+
+
+class ModelReleaseStatus(ApiModel):
+    observed_generation: int = 0
+    conditions: Conditions = waiting("Ready")
+    replicas: int = 0
+    """Pods of the stable revision, for the scale subresource."""
+    selector: Annotated[str, Field(max_length=512)] = ""
+    """Selector of these pods, for the scale subresource."""
+    stable: Revision | None = None
+    """The revision that serves."""
+    candidate: Revision | None = None
+    """The revision on its way to service."""
+    transition: Transition | None = None
+    """The last switch."""
+    rejected_revisions: Annotated[list[RejectedRevision], Field(max_length=10)] = []
+    history: Annotated[list[Revision], Field(max_length=10)] = []
+    """Earlier stable revisions, the latest first."""
+
+
+class ModelRelease(ApiModel):
+    """A language model in service: compressed, proven no worse than the live one, switched blue-green."""
+
+    KIND: ClassVar[str] = "ModelRelease"
+    PLURAL: ClassVar[str] = "modelreleases"
+    SHORT_NAMES: ClassVar[list[str]] = ["mrel"]
+    COLUMNS: ClassVar[list[tuple[str, str, str]]] = [
+        ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status'),
+        ("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason'),
+        ("Stable", "string", ".status.stable.revision"),
+        ("Candidate", "string", ".status.candidate.revision"),
+        ("Service", "string", ".spec.serving.serviceName"),
+        ("Age", "date", ".metadata.creationTimestamp"),
+    ]
+
+    metadata: ObjectMeta
+    spec: ModelReleaseSpec
+    """Which model to serve, how to compress it, what it must prove and how to switch."""
+    status: ModelReleaseStatus = ModelReleaseStatus()
+    """What the operator saw last. Written by the operator only."""

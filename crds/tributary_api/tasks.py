@@ -1,0 +1,127 @@
+"""What the operator asks of a worker pod: one JSON document for each stage, the same model on both sides."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tributary_api.base import ApiModel, Digest
+from tributary_api.client import ClientData
+from tributary_api.meta import NamespacedName
+from tributary_api.records import Grant
+from tributary_api.release import CompressionStep, GateMetric
+from tributary_api.round import Aggregation, Method, Training
+from tributary_api.shared import DatasetRef, ModelRef, StoreEndpoint, TaskKind
+
+TASK_ENV = "TRIBUTARY_TASK"
+"""Environment variable that holds the task as JSON."""
+NOISE_KEY_PATH = "/var/run/tributary/noise-key/key"
+"""Where the tenant's noise key is mounted in a training pod."""
+DATA_CREDENTIALS_PREFIX = "DATA_"
+"""Prefix of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY when the data lies in a store of its own."""
+RENDEZVOUS_PORT = 29500
+"""Port on which index 0 of a training Job waits for the other pods."""
+SERVE_PORT = 8080
+"""Port of the inference server."""
+
+
+class TrainTask(ApiModel):
+    grant: Grant
+    base_model: ModelRef
+    task: TaskKind
+    method: Method
+    training: Training
+    data: ClientData
+    ledger_uri: str
+    store: StoreEndpoint
+    """Exchange store. Credentials come from AWS_* in the environment."""
+    delta_uri: str
+    manifest_uri: str
+    nodes: Annotated[int, Field(ge=1)] = 1
+    processes_per_node: Annotated[int, Field(ge=1)] = 1
+    rendezvous_host: str = ""
+    """DNS name of the pod with index 0; empty with one node."""
+    image: str = ""
+    attempt: Annotated[int, Field(ge=0)] = 0
+
+
+class DeltaInput(ApiModel):
+    client: NamespacedName
+    delta_uri: str
+    manifest_uri: str
+    grant_digest: Digest
+    weight: Annotated[float, Field(gt=0)]
+
+
+class AggregateTask(ApiModel):
+    run_key: str
+    round: NamespacedName
+    base_model: ModelRef
+    method: Method
+    aggregation: Aggregation
+    deltas: list[DeltaInput]
+    quorum: Annotated[int, Field(ge=1)]
+    """With fewer usable deltas than this the stage fails."""
+    store: StoreEndpoint
+    models_uri: str
+    """Folder under which the new bundle is written as <sha256>/."""
+    manifest_uri: str
+
+
+class ScoredModel(ApiModel):
+    role: Literal["baseline", "new", "candidate", "parent", "stable"]
+    model: ModelRef
+
+
+class EvaluateTask(ApiModel):
+    """Score models on a public data set and write an EvaluationReport."""
+
+    task: TaskKind
+    models: Annotated[list[ScoredModel], Field(min_length=1)]
+    dataset: DatasetRef
+    max_sequence_length: int = 128
+    store: StoreEndpoint
+    report_uri: str
+
+
+class CompressTask(ApiModel):
+    """Compress a model and write a CompressionManifest."""
+
+    task: TaskKind
+    model: ModelRef
+    steps: list[CompressionStep]
+    store: StoreEndpoint
+    releases_uri: str
+    """Folder under which the new bundle is written as <sha256>/."""
+    manifest_uri: str
+
+
+class GateTask(ApiModel):
+    """Compare a candidate with its parent and the stable model and write a GateVerdict."""
+
+    task: TaskKind
+    candidate: ModelRef
+    parent: ModelRef
+    stable: ModelRef | None = None
+    dataset: DatasetRef
+    metrics: list[GateMetric]
+    confidence: str
+    max_sequence_length: int = 128
+    store: StoreEndpoint
+    verdict_uri: str
+
+
+class ServeTask(ApiModel):
+    """Serve a model until the pod is asked to go."""
+
+    task: TaskKind
+    model: ModelRef
+    release: str
+    """Name of the ModelRelease, and the model's name in the API."""
+    revision: str
+    """Named in the header x-tributary-release of every response, as <release>/<revision>."""
+    max_sequence_length: int
+    drain_timeout_seconds: int
+    store: StoreEndpoint
+    port: int = SERVE_PORT
