@@ -1,0 +1,54 @@
+"""The object store as a stage reaches it: opened from its task and environment, its errors as failures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tributary_api.failures import Reason
+from tributary_api.shared import StoreEndpoint
+from tributary_store import errors
+from tributary_store.objectstore import ObjectStore
+from tributary_worker.failures import StageFailure
+
+ACCESS_KEY = "AWS_ACCESS_KEY_ID"
+SECRET_KEY = "AWS_SECRET_ACCESS_KEY"
+
+
+def open_store(endpoint: StoreEndpoint, credentials_prefix: str = "") -> ObjectStore:
+    """The store under the identity of <prefix>AWS_ACCESS_KEY_ID and _SECRET_ACCESS_KEY, or the pod's own."""
+    access_key = os.environ.get(credentials_prefix + ACCESS_KEY)
+    secret_key = os.environ.get(credentials_prefix + SECRET_KEY)
+    return ObjectStore.open(endpoint, access_key, secret_key)
+
+
+@contextmanager
+def store_failures(
+    *, missing: Reason = Reason.MODEL_MISSING, damaged: Reason = Reason.MODEL_DIGEST_MISMATCH
+) -> Iterator[None]:
+    """Within, an error of the store ends the stage with its reason.
+
+    `missing` and `damaged` say what it means here that an object is absent, or does not match its digest.
+    """
+    try:
+        yield
+    except errors.StoreError as error:
+        raise StageFailure(_reason(error, missing, damaged), str(error)) from error
+
+
+def _reason(error: errors.StoreError, missing: Reason, damaged: Reason) -> Reason:
+    match error:
+        case errors.ObjectMissing():
+            return missing
+        case errors.ObjectDamaged():
+            return damaged
+        case errors.AccessDenied():
+            return Reason.STORE_DENIED
+        case errors.StoreUnreachable():
+            return Reason.STORE_UNREACHABLE
+        case errors.BundleRefused():
+            return Reason.MODEL_UNSUPPORTED
+        case _:
+            # An object that exists with other bytes, or a malformed URI: another attempt would meet it again.
+            return Reason.TASK_INVALID
