@@ -1,10 +1,10 @@
 """How a stage ends badly: one exception, one termination message, one exit code.
 
-Every stage raises `StageFailure`; `run_stage` (called by `__main__`) turns whatever comes out of a stage into the
-JSON termination message that the operator reads, and into the exit code of the contract.
+Every stage raises `StageFailure`; `run_stage` (called by `__main__`) turns whatever comes out of a stage into
+the JSON termination message that the operator reads, and into the exit code of the contract.
 
-The text of an unforeseen exception may quote private data (a parser names the line that it choked on), so for a
-stage that touches such data only its type and the place in the code leave the process, never its words.
+The text of an unforeseen exception may quote private data (a parser names the line that it choked on), so for
+a stage that touches such data only its type and the place in the code leave the process, never its words.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ OUT_OF_MEMORY_TYPES = ("OutOfMemoryError", "MemoryError")
 class StageFailure(Exception):
     """A failure that a stage understands.
 
-    `reason` is from the contract; `message` says what to change and holds no private data; `retryable` says whether
-    another attempt of the same task can help, and follows from the reason unless it is given.
+    `reason` is from the contract; `message` says what to change and holds no private data; `retryable` says
+    whether another attempt of the same task can help, and follows from the reason unless it is given.
     """
 
     def __init__(self, reason: Reason, message: str, *, retryable: bool | None = None) -> None:

@@ -1,0 +1,172 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021) on linear layers, with factors that can be swapped for per-example
+copies.
+
+y = base(x) + (alpha / rank) * (x A^T) B^T, with A (rank, in) and B (out, rank). A starts random and B at
+zero. With `freeze_a` only B is trained: the noised deltas of several clients can then be averaged, since
+mean(B) A = mean(B A).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tributary_worker.privacy.errors import UnsupportedError
+
+DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
+    "gpt2": ("c_attn", "c_proj", "c_fc"),
+    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "mistral": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "qwen2": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+}
+"""Every linear layer of a block, which beats attention alone (Dettmers et al. 2023); by
+`config.model_type`."""
+
+PEFT_PREFIX = "base_model.model."
+CLASSIFICATION_HEADS = ("score", "classifier")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """Shape of the adapters. `targets` are the last parts of module names; empty takes the architecture's
+    default."""
+
+    rank: int
+    alpha: float
+    freeze_a: bool = True
+    targets: tuple[str, ...] = ()
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer and its adapter. `example_a` and `example_b` replace the factors while a gradient
+    per record is taken: (batch, rank, in) and (batch, out, rank), one copy for each record of the
+    micro-batch."""
+
+    def __init__(self, base: nn.Module, settings: LoraSettings) -> None:
+        super().__init__()
+        inputs, outputs = features(base)
+        weight: Tensor = base.weight
+        self.base = base
+        self.scaling = settings.alpha / settings.rank
+        self.lora_a = nn.Parameter(torch.zeros(settings.rank, inputs, device=weight.device))
+        self.lora_b = nn.Parameter(torch.zeros(outputs, settings.rank, device=weight.device))
+        self.lora_a.requires_grad_(not settings.freeze_a)
+        self.example_a: Tensor | None = None
+        self.example_b: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.lora_a if self.example_a is None else self.example_a
+        b = self.lora_b if self.example_b is None else self.example_b
+        update = _apply(_apply(x.to(torch.float32), a), b)
+        return self.base(x) + (self.scaling * update).to(x.dtype)
+
+
+def _apply(x: Tensor, factor: Tensor) -> Tensor:
+    """x (batch, ..., in) times the transpose of a factor (out, in), or of one per record (batch, out, in)."""
+    if factor.dim() == 2:
+        return x @ factor.T
+    if x.shape[0] != factor.shape[0]:
+        raise UnsupportedError(
+            f"a layer is called with {x.shape[0]} rows for {factor.shape[0]} records, so that they cannot be "
+            "told apart: leave it out of method.lora.targetModules"
+        )
+    product = torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), factor.transpose(1, 2))
+    return product.view(*x.shape[:-1], factor.shape[1])
+
+
+def features(module: nn.Module) -> tuple[int, int]:
+    """(inputs, outputs) of a layer that can carry an adapter. GPT-2's Conv1D keeps its weight transposed."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, Conv1D):
+        return int(module.weight.shape[0]), int(module.weight.shape[1])
+    raise UnsupportedError(
+        f"LoRA adapts Linear and Conv1D layers, not {type(module).__name__}: change method.lora.targetModules"
+    )
+
+
+def target_names(model: Any, settings: LoraSettings) -> list[str]:
+    """Full names of the modules to adapt, in the model's order."""
+    wanted = settings.targets or DEFAULT_TARGETS.get(model.config.model_type, ())
+    if not wanted:
+        raise UnsupportedError(
+            f"no default targets for model type {model.config.model_type!r}: set method.lora.targetModules"
+        )
+    names = [name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in wanted]
+    if not names:
+        raise UnsupportedError(
+            f"no module of the model is called {', '.join(wanted)}: see method.lora.targetModules"
+        )
+    return names
+
+
+def add_adapters(model: Any, settings: LoraSettings, seed: str) -> list[str]:
+    """Freeze the model and put an adapter on each target; gives the targets' names.
+
+    A is drawn from `seed` and the target's name alone, so all clients of a round share it and nobody has to
+    send it.
+    """
+    model.requires_grad_(False)
+    names = target_names(model, settings)
+    for name in names:
+        parent = model.get_submodule(name.rpartition(".")[0])
+        leaf = name.rpartition(".")[2]
+        adapter = LoraLinear(getattr(parent, leaf), settings)
+        with torch.no_grad():
+            adapter.lora_a.copy_(initial_a(seed, name, tuple(adapter.lora_a.shape)))
+        setattr(parent, leaf, adapter)
+    return names
+
+
+def initial_a(seed: str, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Kaiming-uniform with slope sqrt(5), as in the LoRA paper's code: U(-1/sqrt(in), 1/sqrt(in))."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    bound = 1.0 / math.sqrt(shape[1])
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            yield name, module
+
+
+def peft_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Both factors of every adapter, fp32 on the CPU, under the names of PEFT's
+    `adapter_model.safetensors`."""
+    tensors: dict[str, Tensor] = {}
+    for name, adapter in adapters(model):
+        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = _saved(adapter.lora_a)
+        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = _saved(adapter.lora_b)
+    return tensors
+
+
+def peft_config(base_digest: str, task_type: str, settings: LoraSettings, targets: Sequence[str]) -> str:
+    """The text of `adapter_config.json` for PEFT."""
+    fields = {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": base_digest,
+        "bias": "none",
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": 0.0,
+        "init_lora_weights": True,
+        "target_modules": sorted(targets),
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    return json.dumps(fields, indent=2, sort_keys=True)
+
+
+def _saved(factor: Tensor) -> Tensor:
+    return factor.detach().to("cpu", torch.float32).contiguous().clone()
