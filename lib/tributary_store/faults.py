@@ -7,12 +7,14 @@ from http import HTTPStatus
 
 import botocore.exceptions as aws
 
-from tributary_store.errors import AccessDenied, ObjectMissing, StoreError, StoreUnreachable
+from tributary_store.errors import AccessDenied, ObjectExists, ObjectMissing, StoreError, StoreUnreachable
 
 MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
 CREDENTIAL_CODES = frozenset(
     {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed"}
 )
+LOST_RACE_STATUS = frozenset({HTTPStatus.PRECONDITION_FAILED, HTTPStatus.CONFLICT})
+"""412: somebody created the object before us; 409: is doing so at this moment."""
 BUSY_CODES = frozenset(
     {"SlowDown", "RequestTimeout", "RequestTimeoutException", "Throttling", "InternalError"}
 )
@@ -46,11 +48,6 @@ def is_missing(error: aws.ClientError) -> bool:
     return code_of(error) in MISSING_CODES
 
 
-def has_lost_a_race(error: aws.ClientError) -> bool:
-    """Somebody created the object before us (412), or is doing so at this moment (409)."""
-    return status_of(error) in {HTTPStatus.PRECONDITION_FAILED, HTTPStatus.CONFLICT}
-
-
 def explained(error: Exception, request: Request) -> StoreError:
     """The same error, as the caller of the store should see it."""
     if isinstance(error, aws.ClientError):
@@ -75,12 +72,16 @@ def _answered(error: aws.ClientError, request: Request) -> StoreError:
         return ObjectMissing(f"{what}: there is no such bucket; create it, or correct the URI")
     if is_missing(error):
         return ObjectMissing(f"{what}: there is no such object; check the URI and that it was uploaded")
-    if code in CREDENTIAL_CODES:
-        return AccessDenied(f"{what}: the store refuses the credentials of {request.identity} ({code})")
-    if status == HTTPStatus.FORBIDDEN:
-        return AccessDenied(
-            f"{what}: {request.identity} may not do this; allow it in the bucket policy or use another one"
-        )
+    if status in LOST_RACE_STATUS:
+        return ObjectExists(f"{what}: somebody has created this object, or is doing so")
+    if code in CREDENTIAL_CODES or status == HTTPStatus.FORBIDDEN:
+        return AccessDenied(f"{what}: {_denial(code, request.identity)}")
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or code in BUSY_CODES:
         return StoreUnreachable(f"{what}: the store answered {status} {code}; try again later")
     return StoreError(f"{what}: the store answered {status} {code}: {error}")
+
+
+def _denial(code: str, identity: str) -> str:
+    if code in CREDENTIAL_CODES:
+        return f"the store refuses the credentials of {identity} ({code}); correct the Secret that holds them"
+    return f"{identity} may not do this; allow it in the bucket policy or use another identity"

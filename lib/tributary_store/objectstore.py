@@ -2,7 +2,7 @@
 
 Everything durable is written once under `If-None-Match: *`. An answer can get lost on the way, and a retried
 write then meets its own object; so a refused or unanswered write reads the object back, and the same bytes
-count as success.
+count as success. (Where Object Lock protects the object, the answer may be 403 in place of 412.)
 One `ObjectStore` may be used from several threads.
 """
 
@@ -28,7 +28,7 @@ from tributary_api.records import CHUNK_BYTES, FileDigest
 from tributary_api.shared import StoreEndpoint
 from tributary_store.digests import digest_of_file, read_span, spans
 from tributary_store.errors import AccessDenied, ObjectDamaged, ObjectExists, ObjectMissing, StoreUnreachable
-from tributary_store.faults import Request, code_of, explained, has_lost_a_race, is_missing, status_of
+from tributary_store.faults import Request, code_of, explained, is_missing, status_of
 from tributary_store.objects import ObjectInfo, bucket_and_key
 from tributary_store.transfers import TRANSFERS_PARALLEL, download, has_bytes
 
@@ -150,17 +150,20 @@ class ObjectStore:
     def _settled(self, error: Exception, uri: str, is_same: Callable[[], bool]) -> bool:
         """Whether a write that failed has happened after all: True, by this call; False, before it."""
         explanation = self._explained(error, "PUT", uri)
-        lost_race = isinstance(error, ClientError) and has_lost_a_race(error)
-        if not lost_race and not isinstance(explanation, StoreUnreachable):
+        if not isinstance(explanation, AccessDenied | StoreUnreachable | ObjectExists):
             raise explanation from error
         try:
             same = is_same()
+        except AccessDenied:
+            raise explanation from error
         except ObjectMissing:
+            if isinstance(explanation, AccessDenied):
+                raise explanation from error
             # A conflict with a writer that gave up, or an answer lost before the store had the object.
             raise StoreUnreachable(f"{explanation}; the object was not created: try again") from error
         if not same:
             raise ObjectExists(_other_bytes(uri)) from error
-        return not lost_race
+        return isinstance(explanation, StoreUnreachable)
 
     def _retention(self, bucket: str) -> dict[str, Any]:
         if bucket not in self._locked_buckets:
