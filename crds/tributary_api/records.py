@@ -32,6 +32,11 @@ class MechanismSpec(ApiModel):
     max_grad_norm: Annotated[float, Field(gt=0)]
     """C: the clipping norm of one record's gradient."""
 
+    @property
+    def sampling_probability(self) -> float:
+        """q, the chance of each record to be in a step."""
+        return self.expected_batch_size / self.num_examples
+
 
 class Grant(ApiModel):
     """What one client may compute in one round. A worker refuses to run with anything else."""

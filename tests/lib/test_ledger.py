@@ -1,0 +1,197 @@
+"""The ledger under races, lost answers and tampering: it may overstate what was spent, never understate."""
+
+import threading
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tributary_accounting import accountant
+from tributary_accounting.ledger import BudgetExceeded, Ledger, LedgerBroken, LedgerRefused, read
+from tributary_accounting.mechanism import dp_sgd
+from tributary_api.client import PrivacyBudget
+from tributary_api.meta import NamespacedName
+from tributary_api.records import Grant, LedgerKind
+from tributary_store.errors import ObjectExists, ObjectMissing, StoreUnreachable
+from tributary_store.keys import ledger_entry
+
+URI = "s3://owner/ledger/notes/"
+DATA_SET = NamespacedName(namespace="clinic-a", name="notes")
+DELTA = 1e-5
+MECHANISM = dp_sgd(10_000, 256, 40, 0.7471, 0.5)  # ε = 3 at δ = 1e-5
+PLENTY = PrivacyBudget(epsilon="100", delta="1e-5")
+
+
+class Objects:
+    """Create-only objects in memory; `fault` may lose a write before it happens or its answer after."""
+
+    def __init__(self):
+        self.objects, self.lock, self.fault = {}, threading.Lock(), lambda: None
+
+    def get(self, uri):
+        with self.lock:
+            if uri not in self.objects:
+                raise ObjectMissing(uri)
+            return self.objects[uri]
+
+    def put_new(self, uri, data, *, retain=False):
+        fault = self.fault()
+        if fault == "before":
+            raise StoreUnreachable(uri)
+        with self.lock:
+            there = self.objects.setdefault(uri, data)
+        if fault == "after":
+            raise StoreUnreachable(uri)
+        if there != data:
+            raise ObjectExists(uri)
+        return True
+
+
+def a_ledger(store=None):
+    return Ledger(store or Objects(), URI, DATA_SET, lambda: datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def a_grant(run_key="run-1", mechanism=MECHANISM):
+    return Grant(
+        run_key=run_key,
+        hub_namespace="hub",
+        round_name=run_key,
+        client=NamespacedName(namespace="clinic-a", name="notes"),
+        data_name="notes",
+        base_model_digest="sha256:" + "0" * 64,
+        mechanism=mechanism,
+        epsilon="3",
+        delta="1e-5",
+    )
+
+
+def test_a_run_goes_from_reserved_to_settled_and_each_step_counts_once():
+    ledger, grant = a_ledger(), a_grant()
+    for step in (
+        lambda: ledger.reserve(grant, PLENTY),
+        lambda: ledger.launch(grant),
+        lambda: ledger.settle(grant),
+    ):
+        assert step() == step()
+    chain = ledger.read()
+    assert [entry.kind for entry in chain.entries] == ["reserve", "launch", "settle"]
+    assert chain.charged() == chain.launched() == [MECHANISM]
+
+
+def test_a_reservation_above_the_budget_is_refused_and_nothing_is_written():
+    ledger = a_ledger()
+    ledger.reserve(a_grant("run-1"), PrivacyBudget(epsilon="3.5", delta="1e-5"))
+    with pytest.raises(BudgetExceeded, match=r"3\.60 of 3\.5 \(now 3\.00\)"):
+        ledger.reserve(a_grant("run-2"), PrivacyBudget(epsilon="3.5", delta="1e-5"))
+    assert len(ledger.read().entries) == 1
+
+
+def test_release_gives_back_only_what_never_ran():
+    ledger = a_ledger()
+    ledger.reserve(a_grant("never"), PLENTY)
+    ledger.reserve(a_grant("ran"), PLENTY)
+    ledger.launch(a_grant("ran"))
+    ledger.release(a_grant("never"), "round failed")
+    assert ledger.release(a_grant("ran"), "round failed").state("ran") is LedgerKind.LAUNCH
+    assert ledger.read().charged() == [MECHANISM]
+    with pytest.raises(LedgerRefused, match="released"):
+        ledger.launch(a_grant("never"))
+
+
+def test_launch_needs_the_very_grant_that_was_reserved():
+    ledger = a_ledger()
+    with pytest.raises(LedgerRefused, match="no reservation"):
+        ledger.launch(a_grant())
+    ledger.reserve(a_grant(), PLENTY)
+    with pytest.raises(LedgerRefused, match="another grant"):
+        ledger.launch(a_grant(mechanism=dp_sgd(10_000, 256, 40, 0.1, 0.5)))
+
+
+def test_a_chain_that_became_shorter_is_refused():
+    store = Objects()
+    ledger = a_ledger(store)
+    known = ledger.reserve(a_grant(), PLENTY)
+    del store.objects[ledger_entry(URI, 0)]
+    with pytest.raises(LedgerBroken, match="is gone or changed"):
+        ledger.read(known)
+
+
+@given(position=st.integers(0, 2), byte=st.integers(0, 10_000), value=st.integers(1, 255))
+def test_any_changed_byte_is_found(position, byte, value):
+    store = Objects()
+    ledger = a_ledger(store)
+    ledger.reserve(a_grant(), PLENTY)
+    ledger.launch(a_grant())
+    ledger.reserve(a_grant("run-2"), PLENTY)
+    known = ledger.settle(a_grant())
+    uri = ledger_entry(URI, position)
+    data = bytearray(store.objects[uri])
+    data[byte % len(data)] ^= value
+    store.objects[uri] = bytes(data)
+    with pytest.raises(LedgerBroken):
+        read(store, URI, DATA_SET)
+    assert known.charged() == [MECHANISM, MECHANISM]
+
+
+def test_a_ledger_of_another_data_set_is_refused():
+    store = Objects()
+    a_ledger(store).reserve(a_grant(), PLENTY)
+    with pytest.raises(LedgerBroken, match="one ledgerUri per data set"):
+        read(store, URI, NamespacedName(namespace="clinic-a", name="letters"))
+
+
+def test_fifty_concurrent_reservers_never_overspend():
+    store = Objects()
+    budget = PrivacyBudget(epsilon="8", delta="1e-5")
+    granted, start = [], threading.Barrier(50)
+
+    def reserve(i):
+        start.wait()
+        try:
+            a_ledger(store).reserve(a_grant(f"run-{i}"), budget)
+        except BudgetExceeded:
+            return
+        granted.append(i)
+
+    threads = [threading.Thread(target=reserve, args=(i,)) for i in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    chain = a_ledger(store).read()
+    assert len(granted) == len(chain.charged()) > 1
+    assert accountant.epsilon(chain.charged(), DELTA) <= 8.0
+    assert accountant.epsilon([*chain.charged(), MECHANISM], DELTA) > 8.0, "room was left unused"
+
+
+STEPS = ["reserve", "launch", "settle", "release"]
+faults = st.lists(st.sampled_from([None, None, "before", "after"]), min_size=40, max_size=40)
+
+
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.sampled_from(["run-1", "run-2"])), max_size=12), faults)
+@settings(max_examples=200, deadline=None)
+def test_recorded_is_never_below_true_when_any_write_dies(steps, fault_list):
+    """True cost: every run whose launch was acknowledged; a worker may start only then."""
+    store, running = Objects(), set()
+    pending = iter(fault_list)
+    store.fault = lambda: next(pending, None)
+    ledger = a_ledger(store)
+    for step, run in steps:
+        grant = a_grant(run)
+        try:
+            if step == "reserve":
+                ledger.reserve(grant, PLENTY)
+            elif step == "release":
+                ledger.release(grant, "test")
+            else:
+                getattr(ledger, step)(grant)
+                running.add(run)
+        except (StoreUnreachable, LedgerRefused):
+            continue
+    chain = ledger.read()
+    charged = {entry.run_key for entry in chain.entries} - {
+        entry.run_key for entry in chain.entries if entry.kind is LedgerKind.RELEASE
+    }
+    assert running <= charged
+    assert len(chain.charged()) == len(charged)
