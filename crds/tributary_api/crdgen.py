@@ -1,4 +1,4 @@
-"""Turn the Pydantic models into CustomResourceDefinitions, in the repository and in the chart.
+"""Turn the Pydantic models into CustomResourceDefinitions, in the repository and in the charts.
 
 Kubernetes accepts only *structural* OpenAPI v3.0 schemas; Pydantic writes JSON Schema 2020-12.
 `to_structural` closes the gap, and refuses what it cannot translate rather than guess.
@@ -18,6 +18,7 @@ from tributary_api.base import CATEGORY, GROUP, VERSION
 from tributary_api.client import FederatedClient
 from tributary_api.release import ModelRelease
 from tributary_api.round import FederatedRound
+from tributary_api.valuesgen import client_values_schema
 
 Schema = dict[str, Any]
 Kind = type[FederatedClient] | type[FederatedRound] | type[ModelRelease]
@@ -151,6 +152,7 @@ def render(root: Path) -> dict[Path, str]:
         kept = {**definition, "metadata": {**definition["metadata"], "annotations": KEEP}}
         path = root / "charts" / "tributary" / "templates" / "crds" / f"{kind.PLURAL}.yaml"
         files[path] = HEADER + yaml.safe_dump(kept, sort_keys=False, width=110)
+    files[root / "charts" / "tributary-client" / "values.schema.json"] = client_values_schema()
     return files
 
 
