@@ -1,0 +1,87 @@
+# Everything a person types. `make` alone lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+CACHE := $(or $(TRIBUTARY_CACHE),$(HOME)/.cache/tributary)
+UV_VERSION := 0.13.8
+UV := $(CACHE)/uv-$(UV_VERSION)/bin/uv
+PY := .venv/bin/python
+TYPED := crds lib operator/tributary_operator worker_image/tributary_worker dev/tributary_dev examples/docstrings
+export PYTHONPATH := examples/docstrings
+export PYTHONDONTWRITEBYTECODE := 1
+# One thread for each process: two cores are shared by pods, tests and the cluster.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo test test-unit test-worker test-cluster test-e2e check generate lock format env up down
+
+help:            ## List these commands
+	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
+
+demo: .venv/stamp .venv-worker/stamp ## Three data owners improve one model, which goes live under load (CONTEXT=<kube context> for your own cluster)
+	$(PY) -m docstrings_demo $(if $(CONTEXT),--context $(CONTEXT))
+
+test: test-worker test-cluster test-unit test-e2e ## All tests: units and laws, real API server and S3, one story from end to end
+
+test-unit: .venv/stamp ## Rows, laws, contract, charts
+	.venv/bin/pytest -m "not cluster and not e2e" tests/api tests/lib tests/operator tests/chart tests/dev tests/demo
+
+test-worker: .venv-worker/stamp ## The privacy engine and the stages of the worker
+	.venv-worker/bin/pytest tests/worker
+
+test-cluster: .venv/stamp ## Against the real API server and S3 of the embedded cluster
+	.venv/bin/pytest -m "cluster and not e2e" tests
+
+test-e2e: .venv/stamp ## One round and one release with real pods
+	.venv/bin/pytest tests/e2e
+
+check: .venv/stamp ## Format, lint, types, boundaries, generated files
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy $(TYPED)
+	.venv/bin/lint-imports
+	$(PY) -m tributary_api.crdgen --check
+
+format: .venv/stamp ## Format the code
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+generate: .venv/stamp ## Write the generated files
+	$(PY) -m tributary_api.crdgen
+
+up: .venv/stamp ## Start the embedded cluster of this checkout
+	$(PY) -m tributary_dev up
+
+down: .venv/stamp ## Take the embedded cluster down, without residue
+	$(PY) -m tributary_dev down
+
+env: .venv/stamp .venv-worker/stamp ## Only the two Python environments
+
+# Names, versions and hashes, and no address of an index: whoever installs chooses theirs.
+COMPILE = $(UV) pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--custom-compile-command "make lock"
+lock: $(UV) ## Resolve the dependencies anew
+	$(COMPILE) requirements/operator.in -o requirements/operator.txt
+	$(COMPILE) requirements/worker.in -o requirements/worker.txt
+	$(COMPILE) requirements/dev.in -c requirements/operator.txt -o requirements/dev.txt
+	$(COMPILE) requirements/worker-dev.in -c requirements/worker.txt -o requirements/worker-dev.txt
+
+$(UV):
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed as python3: install it and try again." >&2; exit 1; }
+	@python3 -m venv $(CACHE)/uv-$(UV_VERSION) || \
+		{ echo "python3 cannot make virtual environments: install python3-venv and try again." >&2; exit 1; }
+	$(CACHE)/uv-$(UV_VERSION)/bin/pip install --quiet uv==$(UV_VERSION)
+
+.venv/stamp: requirements/dev.txt | $(UV)
+	[ -x .venv/bin/python ] || $(UV) venv --quiet --python 3.11 .venv
+	$(UV) pip sync --quiet --python .venv/bin/python --require-hashes $<
+	$(UV) pip install --quiet --python .venv/bin/python --no-deps --editable .
+	touch $@
+
+# torch and its libraries: about 6 GB, hard-linked from uv's cache.
+.venv-worker/stamp: requirements/worker-dev.txt | $(UV)
+	[ -x .venv-worker/bin/python ] || $(UV) venv --quiet --python 3.11 .venv-worker
+	$(UV) pip sync --quiet --python .venv-worker/bin/python --require-hashes $<
+	$(UV) pip install --quiet --python .venv-worker/bin/python --no-deps --editable .
+	touch $@
