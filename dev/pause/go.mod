@@ -1,0 +1,3 @@
+module tributary.dev/pause
+
+go 1.25.0
