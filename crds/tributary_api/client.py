@@ -61,6 +61,8 @@ class Consent(ApiModel):
 
 
 class PrivacyBudget(ApiModel):
+    """What all rounds together may spend on this data set."""
+
     model_config = ConfigDict(
         json_schema_extra=validations(
             ("double(self.epsilon) > 0.0", 'epsilon must be above 0, for example "8"'),
@@ -145,7 +147,9 @@ class ClientPrivacyStatus(ApiModel):
 
 class FederatedClientStatus(ApiModel):
     observed_generation: int = 0
+    """The generation of the spec that this status is about."""
     conditions: Conditions = waiting("Ready")
+    """Ready: whether rounds can count on this client, and if not, why."""
     privacy: ClientPrivacyStatus = ClientPrivacyStatus()
 
 

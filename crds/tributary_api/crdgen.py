@@ -156,13 +156,21 @@ def render(root: Path) -> dict[Path, str]:
     return files
 
 
+def stale(root: Path) -> dict[Path, str]:
+    """The generated files below `root` that differ from what the models say, with their due text."""
+    return {
+        path: text for path, text in render(root).items() if not path.exists() or path.read_text() != text
+    }
+
+
 def main() -> None:
+    """Write the stale files, or with `--check` name them and exit with 1."""
     root = Path(__file__).resolve().parents[2]
-    stale = {p: text for p, text in render(root).items() if not p.exists() or p.read_text() != text}
+    due = stale(root)
     if "--check" in sys.argv[1:]:
-        names = ", ".join(str(path.relative_to(root)) for path in stale)
-        sys.exit(f"stale, run `make generate`: {names}" if stale else 0)
-    for path, text in stale.items():
+        names = ", ".join(str(path.relative_to(root)) for path in due)
+        sys.exit(f"stale, run `make generate`: {names}" if due else 0)
+    for path, text in due.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 

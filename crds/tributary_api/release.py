@@ -29,6 +29,7 @@ class CompressionStep(ApiModel):
         )
     )
     quantize: Quantize | None = None
+    """Store weights in fewer bits."""
 
 
 class GateMetric(ApiModel):
@@ -60,11 +61,14 @@ class Gate(ApiModel):
     dataset: DatasetRef
     """Public documents on which candidate, parent and stable model are compared, document by document."""
     metrics: Annotated[list[GateMetric], Field(min_length=1, max_length=4)]
+    """What must be no worse, and by how much."""
     confidence: Decimal = "0.95"
     """Confidence of the one-sided, paired test of non-inferiority."""
 
 
 class Drain(ApiModel):
+    """How pods leave."""
+
     timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
     """How long a pod that is going away may finish its open requests."""
 
@@ -79,6 +83,7 @@ class Serving(Placement):
     port: Annotated[int, Field(ge=1, le=65535)] = 80
     """Port of the Service."""
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Pods of the stable revision, and of a candidate."""
     resources: Resources = Resources()
     max_sequence_length: Annotated[int, Field(ge=2, le=1048576)] = 512
     """Prompt and completion together, in tokens."""
@@ -86,11 +91,15 @@ class Serving(Placement):
 
 
 class PostPromotion(ApiModel):
+    """The watch after a switch."""
+
     analysis_seconds: Annotated[int, Field(ge=0, le=86400)] = 15
     """How long the new stable revision is watched after the switch."""
 
 
 class BlueGreen(ApiModel):
+    """Two full sets of pods, and one switch between them."""
+
     model_config = ConfigDict(
         json_schema_extra=validations(
             (
@@ -111,6 +120,8 @@ class BlueGreen(ApiModel):
 
 
 class ReleaseStrategy(ApiModel):
+    """How a new revision replaces the old one."""
+
     blue_green: BlueGreen = BlueGreen()
 
 
@@ -137,31 +148,42 @@ class Revision(ApiModel):
     bytes: int = 0
     """Size of the weight files."""
     parent_bytes: int = 0
+    """Size of the parent's weight files."""
     metrics: Annotated[list[Metric], Field(max_length=32)] = []
     """Measured by the gate."""
     promoted_at: datetime | None = None
+    """When it began to serve."""
 
 
 class Transition(ApiModel):
     """A switch, recorded before it is made."""
 
     from_revision: Annotated[str, Field(max_length=63)] = ""
+    """The revision that served before; empty for the first."""
     to_revision: Annotated[str, Field(max_length=63)]
+    """The revision that serves after."""
     intended_at: datetime
+    """When the switch was decided."""
     switched_at: datetime | None = None
+    """When the Service was switched."""
 
 
 class RejectedRevision(ApiModel):
     revision: Annotated[str, Field(max_length=63)]
+    """The candidate."""
     stable: Annotated[str, Field(max_length=63)] = ""
     """The revision it was compared with; a verdict holds for a pair."""
     reason: Annotated[str, Field(max_length=128)]
+    """Why, in one word."""
     message: Annotated[str, Field(max_length=1024)] = ""
+    """Why, in a sentence, with what to change."""
 
 
 class ModelReleaseStatus(ApiModel):
     observed_generation: int = 0
+    """The generation of the spec that this status is about."""
     conditions: Conditions = waiting("Ready")
+    """Ready is about the stable revision; Stalled says why a candidate does not replace it."""
     replicas: int = 0
     """Pods of the stable revision, for the scale subresource."""
     selector: Annotated[str, Field(max_length=512)] = ""
@@ -173,6 +195,7 @@ class ModelReleaseStatus(ApiModel):
     transition: Transition | None = None
     """The last switch."""
     rejected_revisions: Annotated[list[RejectedRevision], Field(max_length=10)] = []
+    """Candidates that did not pass, the latest first."""
     history: Annotated[list[Revision], Field(max_length=10)] = []
     """Earlier stable revisions, the latest first."""
 

@@ -53,7 +53,9 @@ class LoraMethod(ApiModel):
     """Low-rank adapters; the result is merged into the model."""
 
     rank: Annotated[int, Field(ge=1, le=512)] = 8
+    """Rank r of the adapters."""
     alpha: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Scale: the adapters count alpha / rank times."""
     freeze_a: bool = True
     """Train B alone: then the mean of the deltas is exact, and the noise is not multiplied."""
     target_modules: Annotated[list[Annotated[str, Field(max_length=128)]], Field(max_length=32)] = []
@@ -65,6 +67,8 @@ class FullMethod(ApiModel):
 
 
 class Method(ApiModel):
+    """Which weights are trained: lora or full."""
+
     model_config = ConfigDict(
         json_schema_extra=validations(("has(self.lora) != has(self.full)", "choose one of lora and full"))
     )
@@ -73,6 +77,8 @@ class Method(ApiModel):
 
 
 class DeepSpeedSettings(ApiModel):
+    """Settings of DeepSpeed that a round may choose."""
+
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
     """ZeRO stage of DeepSpeed."""
 
@@ -90,7 +96,9 @@ class Training(ApiModel):
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     """Records in one forward pass of one process."""
     learning_rate: Decimal
+    """Learning rate; under privacy 3 to 10 times the usual one."""
     optimizer: Literal["AdamW", "SGD"] = "AdamW"
+    """Optimizer of the local steps."""
     max_sequence_length: Annotated[int, Field(ge=2, le=1048576)] = 128
     """Tokens of a record that are used."""
     proximal_mu: Decimal = "0"
@@ -114,6 +122,7 @@ class RoundPrivacy(ApiModel):
     epsilon: Decimal
     """ε that this round may spend at each client."""
     delta: Decimal
+    """δ at which ε is stated; well below one over the number of examples."""
     max_grad_norm: Decimal = "0.5"
     """Clipping norm C of one record's gradient."""
 
@@ -123,12 +132,17 @@ class StrategyName(StrEnum):
 
 
 class Aggregation(ApiModel):
+    """How the clients' deltas become one model."""
+
     strategy: StrategyName = StrategyName.FED_AVG
+    """FedAvg: the weighted mean of the deltas."""
     weighting: Literal["NumExamples", "Uniform"] = "NumExamples"
     """Weight of a client's delta: its declared number of examples, or the same for all."""
 
 
 class Evaluation(ApiModel):
+    """How the new model is measured."""
+
     dataset: DatasetRef
     """Public data set on which the old and the new model are compared."""
 
@@ -186,11 +200,17 @@ class FederatedRoundSpec(ApiModel):
 
 class ClientCounts(ApiModel):
     selected: int = 0
+    """Members of the cohort."""
     pending: int = 0
+    """Not started, or waiting for a node."""
     running: int = 0
+    """Training."""
     submitted: int = 0
+    """Delta delivered."""
     failed: int = 0
+    """Given up."""
     excluded: int = 0
+    """Selected by label, but not eligible when the round was planned."""
 
 
 class ClientFailure(ApiModel):
@@ -199,7 +219,9 @@ class ClientFailure(ApiModel):
     client: Annotated[str, Field(max_length=127)]
     """namespace/name"""
     reason: Annotated[str, Field(max_length=128)]
+    """Why, in one word."""
     message: Annotated[str, Field(max_length=1024)] = ""
+    """Why, in a sentence, with what to change."""
 
 
 class PrivacyPlan(ApiModel):
@@ -208,16 +230,20 @@ class PrivacyPlan(ApiModel):
     noise_multiplier: Annotated[str, Field(max_length=64)] = ""
     """σ of the cohort, as a range if clients differ."""
     expected_batch_size: int = 0
+    """Records in a step on average."""
     noise_to_signal: Annotated[str, Field(max_length=64)] = ""
     """σ·√d over the expected batch, d the number of trained weights. Far above 1 the round cannot help."""
 
 
 class FederatedRoundStatus(ApiModel):
     observed_generation: int = 0
+    """The generation of the spec that this status is about."""
     conditions: Conditions = waiting("Ready")
+    """Ready, Reconciling and Stalled as kstatus defines them, and one for each step that was reached."""
     run_key: Annotated[str, Field(max_length=64)] = ""
     """Identity of the run, from namespace, name and spec. Plan, deltas and outcome are kept under it."""
     clients: ClientCounts = ClientCounts()
+    """How many clients stand where."""
     clients_summary: Annotated[str, Field(max_length=64)] = ""
     """Delivered of selected, for example 2/3."""
     failed_clients: Annotated[list[ClientFailure], Field(max_length=20)] = []

@@ -74,10 +74,15 @@ class Store(StoreEndpoint):
 
 class Toleration(ApiModel):
     key: Annotated[str, Field(max_length=316)] | None = None
+    """Taint key; absent matches every key with the operator Exists."""
     operator: Literal["Exists", "Equal"] = "Equal"
+    """Exists matches any value."""
     value: Annotated[str, Field(max_length=63)] | None = None
+    """Taint value, with the operator Equal."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Taint effect; absent matches all."""
     toleration_seconds: int | None = None
+    """How long a NoExecute taint is tolerated, in seconds."""
 
 
 ResourceList = Annotated[dict[str, Quantity], Field(max_length=16)]
@@ -105,4 +110,6 @@ class Metric(ApiModel):
     """A measured number, as text."""
 
     name: Annotated[str, Field(max_length=64)]
+    """What was measured."""
     value: Annotated[str, Field(max_length=32)]
+    """The number, as text."""

@@ -18,6 +18,8 @@ TASK_ENV = "TRIBUTARY_TASK"
 """Environment variable that holds the task as JSON."""
 NOISE_KEY_PATH = "/var/run/tributary/noise-key/key"
 """Where the tenant's noise key is mounted in a training pod."""
+DATA_MOUNT_PATH = "/var/run/tributary/data"
+"""Where the claim of a pvc:// data URI is mounted, read-only, in a training pod."""
 DATA_CREDENTIALS_PREFIX = "DATA_"
 """Prefix of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY when the data lies in a store of its own."""
 RENDEZVOUS_PORT = 29500
