@@ -9,10 +9,9 @@ from pydantic import ConfigDict, Field
 
 from tributary_api.base import ApiModel, DataUri, Decimal, ImageReference, Name, S3Uri, validations
 from tributary_api.meta import Conditions, ObjectMeta, waiting
-from tributary_api.shared import Placement, Resources, Store
+from tributary_api.shared import Placement, Resources, SecretName, Store
 
 WORKER_SERVICE_ACCOUNT = "tributary-worker"
-SECRET_PREFIX = "tributary-"
 
 
 class ClientData(ApiModel):
@@ -98,7 +97,7 @@ class ClientPrivacy(ApiModel):
         ),
     ]
     """Folder of the append-only privacy ledger of this data set, in a bucket that this owner chose. Immutable."""
-    noise_key_secret: Name = "tributary-noise-key"
+    noise_key_secret: SecretName = "tributary-noise-key"
     """Secret of this namespace whose entry `key` (32 random bytes) keys the noise; the hub can never read it."""
 
 

@@ -10,6 +10,21 @@ from pydantic import ConfigDict, Field
 from tributary_api.base import ApiModel, Digest, Labels, Name, Quantity, S3Uri, validations
 from tributary_api.meta import LocalReference
 
+SECRET_PREFIX = "tributary-"
+"""Of every Secret that a worker may use: admission keeps the operator away from all others of a namespace."""
+
+SecretName = Annotated[
+    Name,
+    Field(
+        json_schema_extra=validations(
+            (
+                f"self.startsWith('{SECRET_PREFIX}')",
+                f"the name of a Secret for workers must start with {SECRET_PREFIX}: no other Secret can be used",
+            )
+        )
+    ),
+]
+
 
 class TaskKind(StrEnum):
     """What the model is trained for."""
@@ -68,7 +83,7 @@ class StoreEndpoint(ApiModel):
 class Store(StoreEndpoint):
     """An S3 store and the Secret with the identity to use there."""
 
-    credentials_secret: Name | None = None
+    credentials_secret: SecretName | None = None
     """Secret of this namespace with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Absent: workload identity of the service account."""
 
 
