@@ -37,6 +37,14 @@ class StageFailure(Exception):
         self.message = message
         self.retryable = reason in RETRYABLE if retryable is None else retryable
 
+    def __reduce__(self) -> tuple[Callable[..., StageFailure], tuple[Reason, str, bool]]:
+        """Ranks tell one another about failures."""
+        return _restored, (self.reason, self.message, self.retryable)
+
+
+def _restored(reason: Reason, message: str, retryable: bool) -> StageFailure:
+    return StageFailure(reason, message, retryable=retryable)
+
 
 def run_stage(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, is_private: bool) -> int:
     """Run a stage's `main(argv)`; give the process's exit code, the termination message having been written.

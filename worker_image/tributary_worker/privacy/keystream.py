@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 Purpose = Literal["sampling", "noise"]
 KEY_BYTES = 32
-TENANT_KEY_BYTES_MIN = 16
+TENANT_KEY_BYTES_MIN = 32
 WORDS_PER_BLOCK = 2
 BLOCK_BYTES = 16
 
@@ -26,7 +26,7 @@ def derive_key(tenant_key: bytes, grant_hash: str, snapshot_hash: str, purpose: 
     """
     if len(tenant_key) < TENANT_KEY_BYTES_MIN:
         raise ValueError(
-            f"the tenant's key has {len(tenant_key)} bytes; make one of 32 (at least {TENANT_KEY_BYTES_MIN})"
+            f"the tenant's key has {len(tenant_key)} bytes; make one of {TENANT_KEY_BYTES_MIN}"
         )
     salt = bytes.fromhex(grant_hash)
     info = b"tributary/" + purpose.encode() + b"/" + bytes.fromhex(snapshot_hash)

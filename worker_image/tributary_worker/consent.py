@@ -1,0 +1,169 @@
+"""Whether this training is what the data owner agreed to, asked once more from inside the owner's namespace.
+
+The hub is not trusted: the operator that made the pod has checked all this, and the worker checks it again
+against the owner's own object and ledger, before it reads a single record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from tributary_accounting import accountant, ledger
+from tributary_accounting.mechanism import batch_cap
+from tributary_api.base import GROUP, VERSION
+from tributary_api.client import FederatedClient, FederatedClientSpec
+from tributary_api.failures import Reason
+from tributary_api.meta import NamespacedName
+from tributary_api.tasks import TrainTask
+from tributary_store.errors import AccessDenied, StoreError, StoreUnreachable
+from tributary_worker.failures import StageFailure
+
+SERVICE_ACCOUNT_DIR = "/var/run/secrets/kubernetes.io/serviceaccount"
+SERVICE_ACCOUNT_DIR_ENV = "TRIBUTARY_SERVICE_ACCOUNT_DIR"
+"""Where token and ca.crt lie instead, outside a cluster."""
+
+REQUEST_TIMEOUT_SECONDS = 20
+EPSILON_TOLERANCE = 1e-3
+"""Relative; the accountant's own discretization moves epsilon by less."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiServer:
+    """The Kubernetes API server, under the pod's service account."""
+
+    url: str
+    account: Path
+
+    @classmethod
+    def of_cluster(cls) -> ApiServer:
+        """The server that the kubelet names in the environment of every pod."""
+        host, port = (
+            os.environ.get("KUBERNETES_SERVICE_HOST"),
+            os.environ.get("KUBERNETES_SERVICE_PORT", "443"),
+        )
+        if not host:
+            raise StageFailure(
+                Reason.CONSENT_REFUSED, "no Kubernetes API server: consent cannot be checked here"
+            )
+        account = Path(os.environ.get(SERVICE_ACCOUNT_DIR_ENV, SERVICE_ACCOUNT_DIR))
+        return cls(f"https://{f'[{host}]' if ':' in host else host}:{port}", account)
+
+    def client(self, name: NamespacedName) -> FederatedClient:
+        """The owner's FederatedClient as it is now."""
+        path = f"/apis/{GROUP}/{VERSION}/namespaces/{name.namespace}/{FederatedClient.PLURAL}/{name.name}"
+        request = urllib.request.Request(self.url + path)
+        try:
+            request.add_header("Authorization", f"Bearer {(self.account / 'token').read_text().strip()}")
+            context = ssl.create_default_context(cafile=str(self.account / "ca.crt"))
+            with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_SECONDS, context=context) as answer:
+                return FederatedClient.model_validate(json.load(answer))
+        except urllib.error.HTTPError as error:
+            raise _refused(name, error.code) from error
+        except (OSError, ValueError) as error:
+            message = f"the API server gave no FederatedClient {name} ({type(error).__name__})"
+            raise StageFailure(Reason.CONSENT_REFUSED, message, retryable=True) from error
+
+
+def _refused(name: NamespacedName, status: int) -> StageFailure:
+    if status >= 500:
+        return StageFailure(
+            Reason.CONSENT_REFUSED, f"the API server answered {status} about {name}", retryable=True
+        )
+    return StageFailure(
+        Reason.CONSENT_REFUSED,
+        f"FederatedClient {name} cannot be read (HTTP {status}): it must exist, and the worker's service "
+        "account needs the role of the tenant's chart",
+    )
+
+
+def check_consent(task: TrainTask, client: FederatedClient, now: datetime) -> None:
+    """Raise unless the owner, as of `now`, agrees to this very task."""
+    if reason := next(_objections(task, client, now), None):
+        raise StageFailure(Reason.CONSENT_REFUSED, f"{task.grant.client}: {reason}")
+
+
+def check_grant(task: TrainTask) -> None:
+    """Raise unless the task's parameters are those of its grant, and cost no more than it says. Takes
+    seconds."""
+    if reason := next(_contradictions(task), None):
+        raise StageFailure(Reason.GRANT_REFUSED, reason)
+
+
+def launch_in_ledger(book: ledger.Ledger, task: TrainTask, client: FederatedClient) -> None:
+    """Record the launch, if the grant is reserved and the budget holds all that is charged. Takes seconds.
+
+    From here on the privacy cost counts as spent, whatever happens to this pod.
+    """
+    try:
+        chain = book.read()
+        if chain.grant_digest(task.grant.run_key) != task.grant.digest:
+            raise ledger.LedgerRefused(f"run {task.grant.run_key} has no reservation with this grant")
+        budget = client.spec.privacy.budget
+        epsilon = accountant.epsilon(chain.charged(), float(budget.delta))
+        if epsilon > float(budget.epsilon) * (1 + EPSILON_TOLERANCE):
+            raise ledger.BudgetExceeded(f"the ledger charges epsilon {epsilon:.2f} of {budget.epsilon}")
+        book.launch(task.grant, chain)
+    except (ledger.LedgerRefused, ledger.LedgerBroken, ledger.BudgetExceeded) as error:
+        raise StageFailure(Reason.LEDGER_REFUSED, str(error)) from error
+    except StoreUnreachable as error:
+        raise StageFailure(Reason.STORE_UNREACHABLE, str(error)) from error
+    except AccessDenied as error:
+        raise StageFailure(Reason.STORE_DENIED, str(error)) from error
+    except StoreError as error:
+        raise StageFailure(Reason.LEDGER_REFUSED, str(error)) from error
+
+
+def _objections(task: TrainTask, client: FederatedClient, now: datetime) -> Iterator[str]:
+    """What the owner's object has against the task, the gravest first."""
+    spec, grant = client.spec, task.grant
+    if client.metadata.deletion_timestamp is not None:
+        yield "the FederatedClient is being deleted"
+    if spec.suspend:
+        yield "the owner has suspended it"
+    if spec.consent.expires <= now:
+        yield f"consent expired at {spec.consent.expires.isoformat()}"
+    if grant.hub_namespace not in {hub.namespace for hub in spec.consent.hubs}:
+        yield f"the owner does not consent to hub {grant.hub_namespace}"
+    yield from _differences(task, spec)
+    if float(grant.epsilon) > float(spec.privacy.max_round_epsilon):
+        yield f"epsilon {grant.epsilon} is above maxRoundEpsilon {spec.privacy.max_round_epsilon}"
+    if float(grant.delta) > float(spec.privacy.budget.delta):
+        yield f"delta {grant.delta} is above the budget's {spec.privacy.budget.delta}"
+    if grant.mechanism.num_examples > spec.data.num_examples:
+        yield f"the grant counts on more examples than the {spec.data.num_examples} declared"
+
+
+def _differences(task: TrainTask, spec: FederatedClientSpec) -> Iterator[str]:
+    """Where the task names other data, another ledger or another store than the owner's object does."""
+    if task.data != spec.data or task.grant.data_name != spec.data.name:
+        yield "the task's data is not that of spec.data: it changed since the round was planned"
+    if task.ledger_uri != spec.privacy.ledger_uri:
+        yield "the task's ledger is not that of spec.privacy.ledgerUri"
+    if (task.store.endpoint, task.store.region) != (spec.store.endpoint, spec.store.region):
+        yield "the task's store is not that of spec.store"
+
+
+def _contradictions(task: TrainTask) -> Iterator[str]:
+    """Where the task and its grant contradict each other, or the grant itself."""
+    grant, mechanism = task.grant, task.grant.mechanism
+    if task.base_model.digest != grant.base_model_digest:
+        yield "the task's base model is not the one of its grant"
+    if task.training.max_steps != mechanism.steps:
+        yield f"{task.training.max_steps} steps are asked for, {mechanism.steps} are granted"
+    if task.training.expected_batch_size != mechanism.expected_batch_size:
+        yield "training.expectedBatchSize is not the one of the grant"
+    if mechanism.expected_batch_size > mechanism.num_examples:
+        yield "the grant's expected batch is larger than its number of examples"
+    if mechanism.batch_cap != batch_cap(mechanism.num_examples, mechanism.expected_batch_size):
+        yield "the grant's batch cap is not the one that its cost is computed with"
+    cost = accountant.epsilon([mechanism], float(grant.delta))
+    if cost > float(grant.epsilon) * (1 + EPSILON_TOLERANCE):
+        yield f"the granted mechanism costs epsilon {cost:.3f}, not {grant.epsilon}"

@@ -1,0 +1,199 @@
+"""A client's private records: read, split and brought to exactly the declared number.
+
+What is wrong with a single record stays here: it keeps its place and is empty, so it contributes nothing and
+is not reported. Only faults of the data set as a whole surface, as a reason without a word of the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow
+import pyarrow.parquet
+
+from tributary_api.base import canonical_json
+from tributary_api.client import ClientData
+from tributary_api.failures import Reason
+from tributary_store.errors import StoreError
+from tributary_store.objects import Objects
+from tributary_worker.failures import StageFailure
+
+IGNORED_NAME_PREFIXES = ("_", ".")
+"""Markers such as _SUCCESS and hidden files are not data (a convention of Hadoop and Spark)."""
+
+PVC_SCHEME = "pvc://"
+HASH_VALUES = 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record. `text` is None for one that could not be read; `key` is the SHA-256 of its content."""
+
+    key: bytes
+    text: str | None
+    label: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateData:
+    """Exactly `num_examples` training records, and the digest (hex) of all the bytes that they were read
+    from."""
+
+    records: list[Record]
+    snapshot_hash: str
+
+
+class Files(Protocol):
+    """Where a data set's files come from."""
+
+    def read(self) -> Iterator[tuple[str, bytes]]:
+        """(name, content) of each file, in the order of the names."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFiles:
+    """The objects under an S3 prefix, or the one object of that name."""
+
+    store: Objects
+    uri: str
+
+    def read(self) -> Iterator[tuple[str, bytes]]:
+        for item in self.store.list(self.uri):
+            if _is_data(item.uri):
+                yield item.uri.removeprefix(self.uri), self.store.get(item.uri)
+
+
+@dataclass(frozen=True, slots=True)
+class MountedFiles:
+    """The files under a directory, or a single file, of a mounted volume."""
+
+    path: Path
+
+    def read(self) -> Iterator[tuple[str, bytes]]:
+        paths = [self.path] if self.path.is_file() else sorted(p for p in self.path.rglob("*") if p.is_file())
+        if not self.path.exists():
+            raise FileNotFoundError
+        for path in paths:
+            if _is_data(path.name):
+                yield str(path.relative_to(self.path)), path.read_bytes()
+
+
+def files_of(data: ClientData, store: Objects, mount: Path) -> Files:
+    """The files that a data URI names; `mount` is where the claim of a pvc:// URI is mounted."""
+    if data.uri.startswith(PVC_SCHEME):
+        _, _, path = data.uri.removeprefix(PVC_SCHEME).partition("/")
+        return MountedFiles(mount / path)
+    return StoredFiles(store, data.uri)
+
+
+def read_private_data(files: Files, data: ClientData, num_examples: int) -> PrivateData:
+    """Read everything, keep the training part, cut or pad it to the number that the accountant counts on.
+
+    Raises:
+        StageFailure: the data set as a whole is unreachable, empty or unreadable.
+    """
+    digest, records = hashlib.sha256(), list[Record]()
+    try:
+        for name, content in files.read():
+            digest.update(canonical_json([name, hashlib.sha256(content).hexdigest()]))
+            records.extend(parse(content, data))
+    except (StoreError, OSError) as error:
+        # The error's own text would name single files, which may be as private as what is in them.
+        raise StageFailure(
+            Reason.DATA_UNREACHABLE,
+            f"{data.uri} cannot be read ({type(error).__name__}): check data.uri and the credentials",
+        ) from error
+    _check_usable(records, data)
+    training = [record for record in records if not is_held_out(record, float(data.holdout_fraction))]
+    return PrivateData(exactly(training, num_examples), digest.hexdigest())
+
+
+def _check_usable(records: list[Record], data: ClientData) -> None:
+    if not records:
+        raise StageFailure(Reason.DATA_EMPTY, f"{data.uri} holds no records: check data.uri and data.format")
+    if all(record.text is None for record in records):
+        raise StageFailure(
+            Reason.DATA_UNPARSEABLE,
+            f"nothing in {data.uri} reads as {data.format} with the field {data.text_field!r}: "
+            "check data.format and data.textField",
+        )
+
+
+def is_held_out(record: Record, fraction: float) -> bool:
+    """Whether a record is kept apart from training: by its content, hence the same in every round."""
+    return int.from_bytes(record.key[:8], "big") < fraction * HASH_VALUES
+
+
+def exactly(records: Iterable[Record], count: int) -> list[Record]:
+    """`count` records: in the order of their keys, cut, or padded with empty ones.
+
+    The order is the content's, not the files': which records are cut does not depend on how they were
+    uploaded.
+    """
+    kept = sorted(records, key=lambda record: record.key)[:count]
+    return kept + [Record(b"", None)] * (count - len(kept))
+
+
+def parse(content: bytes, data: ClientData) -> Iterator[Record]:
+    """The records of one file."""
+    match data.format:
+        case "jsonl":
+            lines = (line for line in content.split(b"\n") if line.strip())
+            return (_record(line, _json_fields(line), data) for line in lines)
+        case "parquet":
+            return (_record(_row_bytes(row), row, data) for row in _parquet_rows(content, data))
+        case "text":
+            return iter([_record(content, {data.text_field: _decoded(content)}, data)])
+
+
+def _record(content: bytes, fields: Any, data: ClientData) -> Record:
+    """The record of what was read; an empty one if its fields are not what they should be."""
+    text = fields.get(data.text_field) if isinstance(fields, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        return Record(hashlib.sha256(content).digest(), None)
+    key = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+    if data.label_field is None:
+        return Record(key, text)
+    label = fields.get(data.label_field)
+    is_class = isinstance(label, int) and not isinstance(label, bool) and label >= 0
+    return Record(key, text if is_class else None, label if is_class else None)
+
+
+def _json_fields(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _decoded(content: bytes) -> str | None:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _parquet_rows(content: bytes, data: ClientData) -> Iterator[dict[str, Any]]:
+    wanted = [name for name in (data.text_field, data.label_field) if name]
+    try:
+        table = pyarrow.parquet.read_table(io.BytesIO(content), columns=wanted)
+        return iter(table.to_pylist())
+    except (pyarrow.ArrowException, OSError):
+        # One damaged file is a bad record; a data set of nothing else is reported as a whole.
+        return iter([{}])
+
+
+def _row_bytes(row: dict[str, Any]) -> bytes:
+    return repr(sorted(row.items())).encode(errors="surrogatepass")
+
+
+def _is_data(name: str) -> bool:
+    leaf = name.rsplit("/", 1)[-1]
+    return bool(leaf) and not leaf.startswith(IGNORED_NAME_PREFIXES)

@@ -1,0 +1,228 @@
+"""The processes of one training: where each stands, how they start, meet and end.
+
+An Indexed Job gives every pod a number; every pod runs `processes_per_node` processes. All ranks end if one
+does: within a pod this module sees to it, across pods the Job does (it tolerates no failed pod).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+from tributary_api.failures import Reason
+from tributary_api.tasks import RENDEZVOUS_PORT, TrainTask
+from tributary_worker.failures import TERMINATION_MESSAGE_PATH_ENV, StageFailure, termination_message_path
+
+T = TypeVar("T")
+
+POD_INDEX_ENV = "JOB_COMPLETION_INDEX"
+"""Set by Kubernetes in the pods of an Indexed Job."""
+RANK_ENV = "RANK"
+LOOPBACK = "127.0.0.1"
+
+TIMEOUT_SECONDS = 900
+"""For the others to appear, and for each exchange: pods start minutes apart when a node pulls the image
+first."""
+POLL_SECONDS = 0.2
+STOP_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class RankLayout:
+    """One process among `world_size`."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_size: int
+    master_host: str
+    master_port: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What torch.distributed and DeepSpeed read. DeepSpeed uses shared memory if LOCAL_SIZE is the
+        world's."""
+        return {
+            RANK_ENV: str(self.rank),
+            "LOCAL_RANK": str(self.local_rank),
+            "WORLD_SIZE": str(self.world_size),
+            "LOCAL_SIZE": str(self.local_size),
+            "MASTER_ADDR": self.master_host,
+            "MASTER_PORT": str(self.master_port),
+        }
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> RankLayout:
+        return cls(
+            rank=int(environment[RANK_ENV]),
+            local_rank=int(environment["LOCAL_RANK"]),
+            world_size=int(environment["WORLD_SIZE"]),
+            local_size=int(environment["LOCAL_SIZE"]),
+            master_host=environment["MASTER_ADDR"],
+            master_port=int(environment["MASTER_PORT"]),
+        )
+
+
+def pod_layouts(task: TrainTask, environment: Mapping[str, str]) -> list[RankLayout]:
+    """The processes of this pod."""
+    pod = int(environment.get(POD_INDEX_ENV, "0"))
+    if pod >= task.nodes or (task.nodes > 1 and not task.rendezvous_host):
+        raise StageFailure(
+            Reason.TASK_INVALID, f"pod {pod} of {task.nodes} with rendezvous host {task.rendezvous_host!r}"
+        )
+    host = task.rendezvous_host if task.nodes > 1 else LOOPBACK
+    port = RENDEZVOUS_PORT if task.nodes > 1 else _free_port()
+    size = task.processes_per_node
+    return [
+        RankLayout(pod * size + local, local, task.nodes * size, size, host, port) for local in range(size)
+    ]
+
+
+def launch(task: TrainTask, argv: Sequence[str], train: Callable[[RankLayout], int]) -> int:
+    """Run `train` in each process of this pod: here if there is but one, else in children running this
+    command."""
+    if RANK_ENV in os.environ:
+        return train(RankLayout.from_environment(os.environ))
+    layouts = pod_layouts(task, os.environ)
+    if len(layouts) == 1:
+        os.environ.update(layouts[0].environment)
+        return train(layouts[0])
+    with tempfile.TemporaryDirectory() as directory:
+        return _run_children(layouts, argv, Path(directory))
+
+
+def _run_children(layouts: Sequence[RankLayout], argv: Sequence[str], messages: Path) -> int:
+    command = [sys.executable, "-m", "tributary_worker", "train", *argv]
+    children = {
+        subprocess.Popen(
+            command, env=os.environ | layout.environment | _message_path(messages, layout)
+        ): layout
+        for layout in layouts
+    }
+    # The kubelet's SIGTERM reaches this process alone.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        first = _first_failure(list(children))
+        if first is None:
+            return 0
+        message = Path(_message_path(messages, children[first])[TERMINATION_MESSAGE_PATH_ENV])
+        return _pass_on(first.returncode, message)
+    finally:
+        _stop(list(children))
+
+
+def _first_failure(children: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes] | None:
+    """Wait until all children succeeded (None) or one did not."""
+    running = list(children)
+    while running:
+        for child in [c for c in running if c.poll() is not None]:
+            if child.returncode != 0:
+                return child
+            running.remove(child)
+        time.sleep(POLL_SECONDS)
+    return None
+
+
+def _pass_on(code: int, message: Path) -> int:
+    """Make the child's end this process's own: its termination message, its exit code."""
+    if message.exists():
+        termination_message_path().write_bytes(message.read_bytes())
+        return code
+    died = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+    hint = "; was it out of memory?" if code == -signal.SIGKILL else ""
+    raise StageFailure(Reason.INTERNAL, f"a training process died {died}{hint}")
+
+
+def _message_path(messages: Path, layout: RankLayout) -> dict[str, str]:
+    return {TERMINATION_MESSAGE_PATH_ENV: str(messages / f"rank-{layout.rank}")}
+
+
+def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+
+
+@contextmanager
+def process_group(layout: RankLayout) -> Iterator[None]:
+    """All ranks connected, over NCCL on GPUs and gloo on CPUs.
+
+    Raises:
+        StageFailure: they did not meet in time.
+    """
+    import deepspeed
+    import torch.distributed as dist
+    from deepspeed.accelerator import get_accelerator
+
+    _await_name(layout)
+    get_accelerator().set_device(layout.local_rank)
+    try:
+        deepspeed.init_distributed(
+            dist_backend=get_accelerator().communication_backend_name(),
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=timedelta(seconds=TIMEOUT_SECONDS),
+        )
+    except (dist.DistStoreError, dist.DistNetworkError, dist.DistBackendError) as error:
+        raise StageFailure(
+            Reason.RENDEZVOUS_TIMED_OUT,
+            f"rank {layout.rank} of {layout.world_size} did not meet the others at {layout.master_host}",
+        ) from error
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _await_name(layout: RankLayout) -> None:
+    """Wait until the name of index 0 resolves: cluster DNS knows it only when that pod is there."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while True:
+        try:
+            socket.getaddrinfo(layout.master_host, layout.master_port)
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                message = f"{layout.master_host} does not resolve: is the pod with index 0 running?"
+                raise StageFailure(Reason.RENDEZVOUS_TIMED_OUT, message) from error
+        time.sleep(POLL_SECONDS)
+
+
+def on_first_rank(action: Callable[[], T]) -> T:
+    """What `action` gives on rank 0, on all ranks; its failure too, so that no rank waits for one that gave
+    up."""
+    import torch.distributed as dist
+
+    outcome: list[object] = [None]
+    if dist.get_rank() == 0:
+        try:
+            outcome = [action()]
+        except StageFailure as failure:
+            outcome = [failure]
+    dist.broadcast_object_list(outcome, src=0)
+    if isinstance(outcome[0], StageFailure):
+        raise outcome[0]
+    return outcome[0]  # type: ignore[return-value]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,282 @@
+"""The `train` stage: one client's private update of the round's model.
+
+DP-SGD (Abadi et al. 2016) with Poisson sampling on low-rank adapters, as this file says from top to bottom:
+
+    adopt the delta if it is published already       check consent, grant and ledger; record the launch
+    load the base model and exactly N records        derive the keys for sampling and noise
+    test the engine                                  T steps: sample, clip, sum, add noise, update
+    publish the delta, then its manifest
+
+The only things that leave are the noised delta and public numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from tributary_accounting.ledger import Ledger
+from tributary_api.client import FederatedClient
+from tributary_api.failures import Reason
+from tributary_api.meta import NamespacedName
+from tributary_api.records import DeltaManifest, FileDigest, Receipt, SelfTestFigures
+from tributary_api.shared import TaskKind
+from tributary_api.tasks import DATA_CREDENTIALS_PREFIX, DATA_MOUNT_PATH, NOISE_KEY_PATH, TASK_ENV, TrainTask
+from tributary_store import bundle
+from tributary_store.digests import digest_of_bytes
+from tributary_store.errors import ObjectExists
+from tributary_store.objects import Objects
+from tributary_worker import consent, distributed, lora
+from tributary_worker.batches import TokenizedRecords, padding_id
+from tributary_worker.data import Files, files_of, read_private_data
+from tributary_worker.distributed import on_first_rank
+from tributary_worker.failures import StageFailure
+from tributary_worker.objectives import OBJECTIVES, Batch, synthetic_batch
+from tributary_worker.privacy.engine import EngineSettings, PrivateEngine
+from tributary_worker.privacy.errors import PrivacyError, UnsupportedError
+from tributary_worker.privacy.keystream import TENANT_KEY_BYTES_MIN, derive_key
+from tributary_worker.privacy.selftest import run_self_test
+from tributary_worker.store_access import open_store, store_failures
+
+DIGEST_PREFIX = "sha256:"
+VERSIONED = ("tributary", "torch", "deepspeed", "dp-accounting")
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a training reaches outside its process."""
+
+    store: Objects
+    files: Files
+    client: Callable[[], FederatedClient]
+    tenant_key: bytes
+    now: Callable[[], datetime]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the task in the environment, or in `--task FILE`; gives the exit code."""
+    task = read_task(argv)
+    return distributed.launch(task, argv, lambda layout: _run(task, layout))
+
+
+def _run(task: TrainTask, layout: distributed.RankLayout) -> int:
+    with distributed.process_group(layout):
+        train(task, surroundings_of(task))
+    return 0
+
+
+def train(task: TrainTask, world: Surroundings) -> None:
+    """One rank's part of the training; all ranks of the process group call it."""
+    if on_first_rank(lambda: find_published(task, world.store) is not None):
+        return
+    on_first_rank(lambda: check_and_launch(task, world))
+    with tempfile.TemporaryDirectory() as directory:
+        model, tokenizer = load_base_model(task, world.store, Path(directory))
+    records, snapshot_hash = load_records(task, world.files, tokenizer, model)
+    try:
+        engine = build_engine(task, model, world.tenant_key, snapshot_hash)
+        figures = run_self_test(engine, random_records(task, model, engine))
+        for step in range(task.grant.mechanism.steps):
+            engine.train_step(step, lambda indices: records.batch(indices, engine.device))
+            report_progress(engine, step + 1)
+    except UnsupportedError as error:
+        raise StageFailure(Reason.MODEL_UNSUPPORTED, str(error)) from error
+    except PrivacyError as error:
+        raise StageFailure(Reason.SELF_TEST_FAILED, str(error)) from error
+    on_first_rank(lambda: publish(task, world.store, model, figures))
+
+
+def read_task(argv: Sequence[str]) -> TrainTask:
+    parser = argparse.ArgumentParser(prog="tributary_worker train")
+    parser.add_argument("--task", type=Path, help=f"file with the task, instead of the variable {TASK_ENV}")
+    path: Path | None = parser.parse_args(argv).task
+    text = path.read_text() if path else os.environ.get(TASK_ENV, "")
+    try:
+        return TrainTask.model_validate_json(text)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise StageFailure(
+            Reason.TASK_INVALID, f"the task in {path or TASK_ENV} is not valid: {problems}"
+        ) from error
+
+
+def surroundings_of(task: TrainTask) -> Surroundings:
+    """The real ones, in a pod."""
+    store = open_store(task.store)
+    data_store = open_store(task.data.store, DATA_CREDENTIALS_PREFIX) if task.data.store else store
+    return Surroundings(
+        store=store,
+        files=files_of(task.data, data_store, Path(DATA_MOUNT_PATH)),
+        client=lambda: consent.ApiServer.of_cluster().client(task.grant.client),
+        tenant_key=read_tenant_key(Path(NOISE_KEY_PATH)),
+        now=lambda: datetime.now(UTC),
+    )
+
+
+def read_tenant_key(path: Path) -> bytes:
+    key = path.read_bytes() if path.exists() else b""
+    if len(key) < TENANT_KEY_BYTES_MIN:
+        raise StageFailure(
+            Reason.TASK_INVALID,
+            f"{path} must hold at least {TENANT_KEY_BYTES_MIN} random bytes: see the Secret of the tenant's chart",
+        )
+    return key
+
+
+def find_published(task: TrainTask, store: Objects) -> DeltaManifest | None:
+    """The manifest of an earlier attempt: there is at most one delta of a client and round, ever."""
+    with store_failures():
+        if store.head(task.manifest_uri) is None:
+            return None
+        manifest = DeltaManifest.model_validate_json(store.get(task.manifest_uri))
+    if manifest.receipt.grant_digest != task.grant.digest:
+        raise StageFailure(Reason.GRANT_REFUSED, f"{task.manifest_uri} was computed under another grant")
+    return manifest
+
+
+def check_and_launch(task: TrainTask, world: Surroundings) -> None:
+    """Refuse what the owner did not agree to; then charge the training to the ledger."""
+    client = world.client()
+    consent.check_consent(task, client, world.now())
+    consent.check_grant(task)
+    data_set = NamespacedName(namespace=task.grant.client.namespace, name=task.grant.data_name)
+    consent.launch_in_ledger(Ledger(world.store, task.ledger_uri, data_set, world.now), task, client)
+
+
+def load_base_model(task: TrainTask, store: Objects, directory: Path) -> tuple[Any, Any]:
+    """Model (fp32) and tokenizer, from a bundle whose every byte was checked."""
+    with store_failures():
+        bundle.pull(store, task.base_model, directory)
+    kind = AutoModelForCausalLM if task.task is TaskKind.CAUSAL_LM else AutoModelForSequenceClassification
+    try:
+        model = kind.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        message = f"{task.base_model.uri} does not load: {error}"
+        raise StageFailure(Reason.MODEL_UNSUPPORTED, message) from error
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and task.training.max_sequence_length > positions:
+        message = f"maxSequenceLength is above the model's {positions} positions: lower it"
+        raise StageFailure(Reason.MODEL_UNSUPPORTED, message)
+    model.config.pad_token_id = padding_id(tokenizer)
+    return model, tokenizer
+
+
+def load_records(task: TrainTask, files: Files, tokenizer: Any, model: Any) -> tuple[TokenizedRecords, str]:
+    """Exactly the N records that the accountant counts on, as tokens; and the digest of the data they come
+    from."""
+    data = read_private_data(files, task.data, task.grant.mechanism.num_examples)
+    length, classes = task.training.max_sequence_length, int(model.config.num_labels)
+    return TokenizedRecords(data.records, tokenizer, task.task, length, classes), data.snapshot_hash
+
+
+def build_engine(task: TrainTask, model: Any, tenant_key: bytes, snapshot_hash: str) -> PrivateEngine:
+    """Adapters on the model and the private engine around it, with keys that belong to this grant and this
+    data."""
+    settings = lora_settings(task)
+    # From the run key: every client of the round has the same frozen A without anybody sending it.
+    lora.add_adapters(model, settings, seed=task.grant.run_key)
+    grant_hash = task.grant.digest.removeprefix(DIGEST_PREFIX)
+    objective = OBJECTIVES[task.task]
+    return PrivateEngine(
+        model,
+        lambda batch: objective(model, batch),
+        mechanism=task.grant.mechanism,
+        sampling_key=derive_key(tenant_key, grant_hash, snapshot_hash, "sampling"),
+        noise_key=derive_key(tenant_key, grant_hash, snapshot_hash, "noise"),
+        settings=EngineSettings(
+            zero_stage=task.training.deepspeed.zero_stage,
+            micro_batch_size=task.training.micro_batch_size,
+            learning_rate=float(task.training.learning_rate),
+            optimizer=task.training.optimizer,
+            proximal_mu=float(task.training.proximal_mu),
+        ),
+    )
+
+
+def lora_settings(task: TrainTask) -> lora.LoraSettings:
+    method = task.method.lora
+    if method is None:
+        raise UnsupportedError("method.full cannot train privately yet: choose method.lora")
+    return lora.LoraSettings(method.rank, method.alpha, method.freeze_a, tuple(method.target_modules))
+
+
+def random_records(task: TrainTask, model: Any, engine: PrivateEngine) -> Batch:
+    """What the self-test trains on instead of data."""
+    size, length = task.training.micro_batch_size, task.training.max_sequence_length
+    return synthetic_batch(task.task, model.config, size, length, engine.device)
+
+
+def report_progress(engine: PrivateEngine, done: int) -> None:
+    """One line on stdout for each step. Public numbers only: no loss, no norm, no count."""
+    if engine.rank == 0:
+        print(json.dumps({"step": done, "steps": engine.mechanism.steps}), flush=True)
+
+
+def publish(task: TrainTask, store: Objects, model: Any, figures: SelfTestFigures) -> None:
+    """Write the delta, then the manifest that makes it exist. Both are create-only."""
+    with tempfile.TemporaryDirectory() as directory, store_failures():
+        path = Path(directory) / "delta.safetensors"
+        save_delta(model, path)
+        file = upload_once(store, task.delta_uri, path)
+        manifest = DeltaManifest(
+            run_key=task.grant.run_key,
+            client=task.grant.client,
+            base_model_digest=task.base_model.digest,
+            file=file,
+            receipt=receipt(task, figures),
+        )
+        try:
+            store.put_new(task.manifest_uri, manifest.canonical_json(), retain=True)
+        except ObjectExists:
+            # Another attempt was faster; it is the same delta, computed with the same noise.
+            find_published(task, store)
+
+
+def save_delta(model: Any, path: Path) -> None:
+    """The adapters in PEFT's names: since B starts at zero, (alpha / rank) B A is the change of each weight.
+
+    Raises: StageFailure: noise and learning rate together ran out of bounds. This says nothing about the data
+    that the noised delta would not say.
+    """
+    tensors = lora.peft_tensors(model)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise StageFailure(Reason.NON_FINITE_DELTA, "the delta is not finite: lower training.learningRate")
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def upload_once(store: Objects, uri: str, path: Path) -> FileDigest:
+    """Upload the delta; gives the digest of what is there, which an earlier attempt may have written.
+
+    That one died before its manifest. Its delta has the same noise, so only rounding can differ from this
+    one, and the first to be written is the one that counts: two deltas must never both be published.
+    """
+    try:
+        return store.upload_new(uri, path)
+    except ObjectExists:
+        return digest_of_bytes(store.get(uri), path.name)
+
+
+def receipt(task: TrainTask, figures: SelfTestFigures) -> Receipt:
+    return Receipt(
+        grant_digest=task.grant.digest,
+        mechanism=task.grant.mechanism,
+        epsilon=task.grant.epsilon,
+        delta=task.grant.delta,
+        self_test=figures,
+        versions={name: version(name) for name in VERSIONED},
+        image=task.image,
+    )
