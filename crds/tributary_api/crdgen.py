@@ -16,6 +16,7 @@ import yaml
 
 from tributary_api.base import CATEGORY, GROUP, VERSION
 from tributary_api.client import FederatedClient
+from tributary_api.docgen import reference
 from tributary_api.release import ModelRelease
 from tributary_api.round import FederatedRound
 from tributary_api.valuesgen import client_values_schema
@@ -150,6 +151,7 @@ def render(root: Path) -> dict[Path, str]:
         )
         # A template: Helm never upgrades a `crds/` folder. Kept on uninstall, or the objects would go with it.
         kept = {**definition, "metadata": {**definition["metadata"], "annotations": KEEP}}
+        files[root / "docs" / "spec" / f"{kind.KIND.lower()}.md"] = reference(definition)
         path = root / "charts" / "tributary" / "templates" / "crds" / f"{kind.PLURAL}.yaml"
         files[path] = HEADER + yaml.safe_dump(kept, sort_keys=False, width=110)
     files[root / "charts" / "tributary-client" / "values.schema.json"] = client_values_schema()
