@@ -240,11 +240,11 @@ def _clear_residue(place: ClusterPlaces) -> None:
 def _forget_everything(place: ClusterPlaces) -> None:
     if place.root.exists():
         shutil.rmtree(place.root)
-    place.lock.unlink(missing_ok=True)
     # The directory is shared by all clusters of the machine; it goes with the last of them.
     if not any(place.root.parent.glob(f"*/{network.SUBNET_FILE}")):
         with suppress(OSError):
             CNI_CACHE.rmdir()
+    place.lock.unlink(missing_ok=True)
 
 
 def _forget_objects(place: ClusterPlaces) -> None:

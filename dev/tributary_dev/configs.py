@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,15 +46,15 @@ def digest(*texts: str) -> str:
 
 
 def toml(document: Mapping[str, object], prefix: str = "") -> str:
-    """TOML text of nested mappings. Strings, numbers, booleans and lists are written as in JSON."""
+    """TOML text of nested mappings. Strings without control characters, numbers and lists are as in JSON."""
     lines, tables = [], []
     for key, value in document.items():
-        name = key if key.replace("_", "").isalnum() else json.dumps(key)
+        name = key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
         if isinstance(value, Mapping):
             path = f"{prefix}{name}"
             tables.append(f"[{path}]\n{toml(value, f'{path}.')}")
         else:
-            lines.append(f"{name} = {json.dumps(value)}\n")
+            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}\n")
     return "".join(lines + tables)
 
 

@@ -127,7 +127,7 @@ def uv_toml(index_url: str, extra_index_url: str) -> str:
     if extra_index_url:
         quoted = ", ".join(f'"{url}"' for url in extra_index_url.split())
         lines.append(f"extra-index-url = [{quoted}]")
-    return "\n".join(lines) + "\n"
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _index_urls() -> tuple[str, str]:

@@ -1,0 +1,74 @@
+"""When an image is built again: whenever something that is in it changed, and only then."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tributary_dev import containers, images, places
+from tributary_dev.images import RECIPES, Recipe, content_key
+
+RECIPE = Recipe("demo", "demo/Containerfile", "requirements/demo.txt", ("lib", "demo/package"))
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name in ("demo/Containerfile", "requirements/demo.txt", "lib/a/b.py", "demo/package/c.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name", ["demo/Containerfile", "requirements/demo.txt", "lib/a/b.py", "demo/package/c.py"]
+)
+def test_a_changed_input_changes_the_key(checkout: Path, name: str) -> None:
+    before = content_key(checkout, RECIPE)
+    (checkout / name).write_text("changed")
+    assert content_key(checkout, RECIPE) != before
+
+
+def test_a_moved_file_changes_the_key(checkout: Path) -> None:
+    before = content_key(checkout, RECIPE)
+    (checkout / "lib/a/b.py").rename(checkout / "lib/a/moved.py")
+    assert content_key(checkout, RECIPE) != before
+
+
+def test_bytecode_and_other_files_do_not_change_the_key(checkout: Path) -> None:
+    before = content_key(checkout, RECIPE)
+    for name in ("lib/a/__pycache__/b.pyc", "demo/tests/t.py", "README.md"):
+        path = checkout / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    assert content_key(checkout, RECIPE) == before
+
+
+def test_a_missing_lock_is_named(checkout: Path) -> None:
+    (checkout / "requirements/demo.txt").unlink()
+    with pytest.raises(images.ImageError, match=r"requirements/demo\.txt"):
+        content_key(checkout, RECIPE)
+
+
+def test_an_unknown_image_is_refused_with_the_known_names() -> None:
+    with pytest.raises(images.ImageError, match="operator, worker"):
+        images.image_references(["trainer"])
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_a_recipe_names_what_its_containerfile_copies(recipe: Recipe) -> None:
+    text = (places.checkout() / recipe.containerfile).read_text()
+    copied = set(re.findall(r"^COPY (?!--)(\S+) ", text, re.MULTILINE))
+    assert copied == {recipe.lock, *recipe.sources}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_a_container_runs_as_nobody_special(recipe: Recipe) -> None:
+    text = (places.checkout() / recipe.containerfile).read_text()
+    assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["65532:65532"]
+
+
+def test_index_settings_are_passed_on_as_they_are() -> None:
+    assert "index-url = https://one" in containers.pip_conf("https://one", "")
+    assert 'extra-index-url = ["https://a", "https://b"]' in containers.uv_toml("", "https://a https://b")
+    assert containers.uv_toml("", "") == ""
