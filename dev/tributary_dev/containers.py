@@ -40,9 +40,6 @@ class Buildah:
         # In a mount namespace of its own, what it mounts is gone with it, even when it is killed.
         return run(["unshare", "--mount", "buildah", *storage, *arguments], env=env)
 
-    def has(self, name: str) -> bool:
-        return any(row == name for row in self.names())
-
     def names(self) -> list[str]:
         """Every tagged image as `name:tag`."""
         rows = self.run("images", "--format", "{{.Name}}:{{.Tag}}").split()

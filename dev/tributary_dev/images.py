@@ -73,8 +73,7 @@ def image_references(names: Iterable[str] = IMAGE_NAMES) -> dict[str, str]:
         raise ImageError(
             f"no image is called {', '.join(sorted(unknown))}: choose from {', '.join(IMAGE_NAMES)}"
         )
-    with file_lock(_root() / "lock"):
-        return {name: _reference(name, _built(recipes[name])) for name in names}
+    return {name: f"{PREFIX}{name}@{_built(recipes[name])}" for name in names}
 
 
 def load(place: ClusterPlaces, binaries: Path, names: Iterable[str]) -> dict[str, str]:
@@ -146,40 +145,39 @@ def _store(place: ClusterPlaces, binaries: Path) -> ImageStore:
     return ImageStore(binaries / "ctr", place.containerd_socket)
 
 
-def _reference(name: str, manifest_digest: str) -> str:
-    return f"{PREFIX}{name}@{manifest_digest}"
-
-
 def _built(recipe: Recipe) -> str:
-    """Manifest digest of the image; builds it when its inputs changed. Call it with the lock held."""
-    checkout = places.checkout()
-    tag = f"{recipe.name}-{content_key(checkout, recipe)}"
-    if tag not in _layout().tags():
-        buildah = Buildah(_root() / "buildah")
-        base = f"{BASE}:{_base_key()}"
-        if not buildah.has(base):
-            with step("making the base image with debootstrap"):
-                buildah.make_base(base)
-        with step(f"building the {recipe.name} image"):
-            _build(buildah, recipe, base, checkout, tag)
-        _prune(buildah, recipe, base)
-    return _layout().tags()[tag]
+    """Manifest digest of the image; builds it when its inputs changed."""
+    tag = f"{recipe.name}-{content_key(places.checkout(), recipe)}"
+    record = _root() / "built" / tag
+    if not record.exists():
+        with file_lock(_root() / "lock"):
+            if not record.exists():
+                _build(recipe, tag)
+                record.parent.mkdir(exist_ok=True)
+                record.write_text(_layout().tags()[tag])
+    return record.read_text()
 
 
-def _build(buildah: Buildah, recipe: Recipe, base: str, checkout: Path, tag: str) -> None:
-    containerfile = checkout / recipe.containerfile
-    for stage in recipe.stages:
-        buildah.build(f"{PREFIX}{recipe.name}-{stage}:latest", containerfile, checkout, base, stage)
-    name = f"{PREFIX}{recipe.name}:latest"
-    buildah.build(name, containerfile, checkout, base)
-    buildah.push(name, _layout().root, tag)
+def _build(recipe: Recipe, tag: str) -> None:
+    checkout, buildah = places.checkout(), Buildah(_root() / "buildah")
+    containerfile, base = checkout / recipe.containerfile, f"{BASE}:{_base_key()}"
+    if base not in buildah.names():
+        with step("making the base image with debootstrap"):
+            buildah.make_base(base)
+    with step(f"building the {recipe.name} image"):
+        for stage in recipe.stages:
+            buildah.build(f"{PREFIX}{recipe.name}-{stage}:latest", containerfile, checkout, base, stage)
+        name = f"{PREFIX}{recipe.name}:latest"
+        buildah.build(name, containerfile, checkout, base)
+        buildah.push(name, _layout().root, tag)
+    _prune(buildah, recipe, base)
 
 
 def _prune(buildah: Buildah, recipe: Recipe, base: str) -> None:
     """Forget old builds of this image and old bases."""
-    tags = list(_layout().tags())
-    of_image = [tag for tag in tags if tag.startswith(f"{recipe.name}-")]
-    _layout().keep_only(set(tags) - set(of_image[:-KEPT_BUILDS]))
-    buildah.remove(
-        [name for name in buildah.names() if name.startswith("localhost/python-base:") and name != base]
-    )
+    old = [tag for tag in _layout().tags() if tag.startswith(f"{recipe.name}-")][:-KEPT_BUILDS]
+    for tag in old:
+        (_root() / "built" / tag).unlink(missing_ok=True)
+    _layout().keep_only(set(_layout().tags()) - set(old))
+    bases = [name for name in buildah.names() if name.startswith(f"{BASE}:")]
+    buildah.remove([name for name in bases if name != base])

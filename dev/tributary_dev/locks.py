@@ -12,7 +12,7 @@ from typing import IO
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold `path` exclusively, waiting for whoever holds it now. The holder may remove it, as its last act."""
+    """Hold `path` exclusively, waiting for whoever holds it. The holder may remove it, as its last act."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as handle:

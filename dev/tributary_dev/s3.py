@@ -1,4 +1,24 @@
-"""The cluster's S3 server (versitygw on a plain directory) with users and bucket policies of their own."""
+"""The cluster's S3 server (versitygw on a plain directory) with users and bucket policies of their own.
+
+What versitygw 1.8 enforces, measured against a running server (tests/dev/test_s3_server.py asks again):
+
+- A new user may do nothing. A bucket policy gives rights by `Principal: {"AWS": ["<access key>"]}`; there is
+  no other policy. Without `s3:GetObject` a missing object is 403, with it 404.
+- `If-None-Match: *` on PUT and on CompleteMultipartUpload: 412 when the object exists.
+- Conditions: `s3:prefix`, `s3:delimiter`, `s3:max-keys` on ListBucket, `aws:SourceIp`, dates, user agent. A
+  policy with a condition on `s3:if-none-match` is refused as malformed, so a policy cannot demand that a PUT
+  creates: who may PUT a key may overwrite it, unless Object Lock protects what is there.
+- Object Lock, on a bucket that was created with it, versioning being off: the headers
+  `x-amz-object-lock-mode: COMPLIANCE` and `-retain-until-date` on PUT need `s3:PutObjectRetention` beside
+  `s3:PutObject`. Until that date nobody, the administrator of the server included, can overwrite the object
+  (PUT, copy, multipart), delete it, shorten the date or weaken the mode: 403, "protected by object lock".
+  The administrator can lift GOVERNANCE, so it protects less. A bucket's default retention does the same
+  for every object without headers of its own.
+- On a locked object the answer to a PUT with `If-None-Match: *` is that 403, not 412.
+
+So what must never be overwritten or deleted (ledger entries, manifests) lies in a bucket with Object Lock and
+is put in COMPLIANCE mode. Only who can write to the server's disk, here root of this machine, can undo it.
+"""
 
 from __future__ import annotations
 
