@@ -44,6 +44,11 @@ class LoadedModel:
     def vocabulary(self) -> int:
         return int(self.model.config.vocab_size)
 
+    @property
+    def positions(self) -> int:
+        """The longest sequence that the model was made for, in tokens."""
+        return int(self.model.config.max_position_embeddings)
+
 
 def load_model(directory: Path, task: TaskKind) -> LoadedModel:
     """The model of a bundle's directory, for inference. Raises StageFailure (ModelUnsupported) if unfit."""
