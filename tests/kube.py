@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,14 @@ Object = dict[str, Any]
 
 class Refused(Exception):
     """The command failed; the text is what it said."""
+
+
+def eventually(check: Callable[[], bool], *, timeout_seconds: float = 30.0) -> None:
+    """Wait until the check holds: policies and roles take effect a moment after they are written."""
+    deadline = time.monotonic() + timeout_seconds
+    while not check():
+        assert time.monotonic() < deadline, f"not within {timeout_seconds} s"
+        time.sleep(0.1)
 
 
 def run(command: list[str], *, stdin: str | None = None, env: dict[str, str] | None = None) -> str:
@@ -52,6 +62,14 @@ class Kubectl:
     def create(self, manifest: Object, *flags: str) -> Object:
         created: Object = json.loads(self("create", "-f-", "-ojson", *flags, stdin=json.dumps(manifest)))
         return created
+
+    def is_refused(self, manifest: Object, because: str) -> bool:
+        """Whether creating it would be refused for that reason."""
+        try:
+            self.create(manifest, "--dry-run=server")
+        except Refused as refused:
+            return because in str(refused)
+        return False
 
     def apply(self, *manifests: Object) -> None:
         """By server-side apply, as this project's owner of everything in the test cluster."""

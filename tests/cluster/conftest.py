@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-import yaml
-from kube import CHARTS, PINNED, Kubectl, Object, run
+from installation import BUCKET, HUB, OPERATOR, SYSTEM, operator_values, rendered
+from kube import Kubectl, Object, eventually
 
 from tributary_dev import cluster as dev
 from tributary_dev import places
 
-SYSTEM = "tributary-system"
-HUB = "hub"
-BUCKET = "tributary"
-OPERATOR = f"system:serviceaccount:{SYSTEM}:tributary-operator"
-WORKER_IMAGE = f"localhost/tributary-worker{PINNED}"
+FIRST = {"CustomResourceDefinition", "Namespace"}
+"""Must exist before objects of these kinds, or in these namespaces."""
 
 
 @pytest.fixture(scope="session")
@@ -34,43 +32,33 @@ def admin(running: dev.Cluster) -> Kubectl:
 
 
 @pytest.fixture(scope="session")
-def helm(running: dev.Cluster) -> str:
-    return str(running.bin / "helm")
-
-
-def rendered(helm: str, chart: str, namespace: str, *flags: str, stdin: str | None = None) -> list[Object]:
-    """The objects of a chart, without Helm's own record of a release, so that tests can run in any order."""
-    command = [helm, "template", "test", str(CHARTS / chart), f"--namespace={namespace}", *flags]
-    objects = [found for found in yaml.safe_load_all(run(command, stdin=stdin)) if found]
-    for found in objects:
-        if found["kind"] in NAMESPACED:
-            found["metadata"].setdefault("namespace", namespace)
-    return objects
-
-
-NAMESPACED = {"Deployment", "Service", "ServiceAccount", "NetworkPolicy", "Secret"}
+def helm(running: dev.Cluster) -> Path:
+    return running.bin / "helm"
 
 
 @pytest.fixture(scope="session")
-def installed(admin: Kubectl, helm: str, running: dev.Cluster) -> Kubectl:
-    """The chart of the operator is applied, all but the operator's Deployment. The hub namespace exists."""
-    values = {
-        "image": f"localhost/tributary-operator{PINNED}",
-        "workerImage": WORKER_IMAGE,
-        "hubNamespaces": [HUB],
-        "createHubNamespaces": True,
-        "store": {"bucket": BUCKET, "endpoint": running.s3.endpoint_for_pods},
-    }
-    objects = rendered(helm, "tributary", SYSTEM, "-f-", stdin=yaml.safe_dump(values))
+def installed(admin: Kubectl, helm: Path, running: dev.Cluster) -> Kubectl:
+    """The operator's chart is applied, all but its Deployment. The hub namespace and the bucket exist."""
+    store = {"bucket": BUCKET, "endpoint": running.s3.endpoint_for_pods}
+    objects = rendered(helm, "tributary", SYSTEM, operator_values(store=store))
     admin.namespace(SYSTEM)
-    # Kinds must exist before objects of them, and namespaces before what is in them.
-    admin.apply(*(o for o in objects if o["kind"] in {"CustomResourceDefinition", "Namespace"}))
+    admin.apply(*(o for o in objects if o["kind"] in FIRST))
     admin("wait", "--for=condition=Established", "crd", "-l=!nothing", "--timeout=30s")
-    admin.apply(
-        *(o for o in objects if o["kind"] not in {"CustomResourceDefinition", "Namespace", "Deployment"})
-    )
+    admin.apply(*(o for o in objects if o["kind"] not in FIRST | {"Deployment"}))
     running.s3.create_bucket(BUCKET)
+    eventually(lambda: admin.impersonate(OPERATOR).is_refused(_job_of_another_image(), "chart's workerImage"))
     return admin
+
+
+def _job_of_another_image() -> Object:
+    pod = {"restartPolicy": "Never", "containers": [{"name": "x", "image": "localhost/another"}]}
+    metadata = {"generateName": "another-", "namespace": HUB}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata,
+        "spec": {"template": {"spec": pod}},
+    }
 
 
 @pytest.fixture
