@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -82,7 +82,7 @@ def pod_layouts(task: TrainTask, environment: Mapping[str, str]) -> list[RankLay
             Reason.TASK_INVALID, f"pod {pod} of {task.nodes} with rendezvous host {task.rendezvous_host!r}"
         )
     host = task.rendezvous_host if task.nodes > 1 else LOOPBACK
-    port = RENDEZVOUS_PORT if task.nodes > 1 else _free_port()
+    port = RENDEZVOUS_PORT if task.nodes > 1 else free_port()
     size = task.processes_per_node
     return [
         RankLayout(pod * size + local, local, task.nodes * size, size, host, port) for local in range(size)
@@ -174,12 +174,14 @@ def process_group(layout: RankLayout) -> Iterator[None]:
     _await_name(layout)
     get_accelerator().set_device(layout.local_rank)
     try:
-        deepspeed.init_distributed(
-            dist_backend=get_accelerator().communication_backend_name(),
-            auto_mpi_discovery=False,
-            verbose=False,
-            timeout=timedelta(seconds=TIMEOUT_SECONDS),
-        )
+        # It prints when it has loaded its shared-memory kernel; stdout is for progress.
+        with redirect_stdout(sys.stderr):
+            deepspeed.init_distributed(
+                dist_backend=get_accelerator().communication_backend_name(),
+                auto_mpi_discovery=False,
+                verbose=False,
+                timeout=timedelta(seconds=TIMEOUT_SECONDS),
+            )
     except (dist.DistStoreError, dist.DistNetworkError, dist.DistBackendError) as error:
         raise StageFailure(
             Reason.RENDEZVOUS_TIMED_OUT,
@@ -222,7 +224,7 @@ def on_first_rank(action: Callable[[], T]) -> T:
     return outcome[0]  # type: ignore[return-value]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

@@ -131,7 +131,7 @@ def read_tenant_key(path: Path) -> bytes:
     if len(key) < TENANT_KEY_BYTES_MIN:
         raise StageFailure(
             Reason.TASK_INVALID,
-            f"{path} must hold at least {TENANT_KEY_BYTES_MIN} random bytes: see the Secret of the tenant's chart",
+            f"{path} must hold {TENANT_KEY_BYTES_MIN} random bytes: see the Secret of the tenant's chart",
         )
     return key
 

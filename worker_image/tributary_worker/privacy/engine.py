@@ -83,7 +83,7 @@ class PrivateEngine:
         self._deepspeed = _deepspeed_engine(
             _LinearLoss(model, self.adapters.parameters), self.optimizer, settings
         )
-        _check_engine(self._deepspeed)
+        check_deepspeed(self._deepspeed)
         self.device = torch.device(self._deepspeed.device)
         self.world_size = int(dist.get_world_size())
         self.rank = int(dist.get_rank())
@@ -189,7 +189,7 @@ def _deepspeed_engine(model: nn.Module, optimizer: NoisyOptimizer, settings: Eng
     return engine
 
 
-def _check_engine(engine: Any) -> None:
+def check_deepspeed(engine: Any) -> None:
     """What DeepSpeed runs with, not what it was asked for: its default for clipping is 1.0."""
     if engine.gradient_clipping() != 0.0:
         raise PrivacyError(f"DeepSpeed clips the gradient at {engine.gradient_clipping()}: it must not")

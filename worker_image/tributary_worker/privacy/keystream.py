@@ -25,9 +25,7 @@ def derive_key(tenant_key: bytes, grant_hash: str, snapshot_hash: str, purpose: 
     length.
     """
     if len(tenant_key) < TENANT_KEY_BYTES_MIN:
-        raise ValueError(
-            f"the tenant's key has {len(tenant_key)} bytes; make one of {TENANT_KEY_BYTES_MIN}"
-        )
+        raise ValueError(f"the tenant's key has {len(tenant_key)} bytes; make one of {TENANT_KEY_BYTES_MIN}")
     salt = bytes.fromhex(grant_hash)
     info = b"tributary/" + purpose.encode() + b"/" + bytes.fromhex(snapshot_hash)
     return HKDF(algorithm=hashes.SHA256(), length=KEY_BYTES, salt=salt, info=info).derive(tenant_key)

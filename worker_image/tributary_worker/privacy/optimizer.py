@@ -42,7 +42,7 @@ class NoisyOptimizer(torch.optim.Optimizer):
         self.param_groups = inner.param_groups
         self.state = inner.state
         self._inner = inner
-        self._noise = noise
+        self.noise = noise
         self._proximal_mu = proximal_mu
         self._start: Tensor | None = None
         self._runs: Sequence[Run] | None = None
@@ -52,6 +52,13 @@ class NoisyOptimizer(torch.optim.Optimizer):
     def set_layout(self, runs: Sequence[Run]) -> None:
         """Where this optimizer's elements lie in the flat vector of all trained parameters."""
         self._runs = runs
+
+    @property
+    def layout(self) -> Sequence[Run]:
+        """The runs that `set_layout` was given."""
+        if self._runs is None:
+            raise PrivacyError("the layout of the partition is not known: measure it before training")
+        return self._runs
 
     def begin(self, step: int) -> None:
         """Announce a step, whose number selects the noise; the next `step()` uses it up."""
@@ -90,14 +97,13 @@ class NoisyOptimizer(torch.optim.Optimizer):
         return [p for group in self.param_groups for p in group["params"]]
 
     def _add_noise(self, step: int) -> None:
-        if self._runs is None:
-            raise PrivacyError("the layout of the partition is not known: measure it before training")
+        layout = self.layout
         gradients = [_gradient(p) for p in self._parameters()]
         flat = torch.cat([g.flatten() for g in gradients])
         host = flat.to("cpu").numpy().copy()
-        for run in self._runs:
+        for run in layout:
             piece = slice(run.local, run.local + run.length)
-            host[piece] = self._noise.add(host[piece], step, run.offset)
+            host[piece] = self.noise.add(host[piece], step, run.offset)
         noised = torch.from_numpy(host).to(flat.device)
         for gradient, piece in zip(gradients, noised.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(piece.view_as(gradient))

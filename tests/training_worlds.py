@@ -1,0 +1,133 @@
+"""A client, its data, its grant and its ledger around the `train` stage, in a store of dictionaries."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import tiny_models
+from memory_store import MemoryStore
+
+from tributary_accounting.ledger import Ledger
+from tributary_accounting.mechanism import dp_sgd
+from tributary_api.client import FederatedClient
+from tributary_api.meta import NamespacedName
+from tributary_api.records import Grant
+from tributary_api.shared import ModelRef
+from tributary_api.tasks import TrainTask
+from tributary_store import bundle
+from tributary_store.keys import Layout
+from tributary_worker.data import files_of
+from tributary_worker.train import Surroundings
+
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+CLIENT = NamespacedName(namespace="clinic-a", name="notes")
+RUN_KEY = "0123456789abcdef0123456789abcdef01234567"
+TENANT_KEY = bytes(range(32))
+STEPS, BATCH, DECLARED = 3, 8, 40
+NOISE_MULTIPLIER = 1.0
+"""Costs about epsilon 2 at delta 1e-3, well below the 4 that are granted."""
+
+
+def client_object(**spec: Any) -> FederatedClient:
+    base = {
+        "data": {
+            "name": "notes",
+            "uri": "s3://data/notes/",
+            "format": "jsonl",
+            "numExamples": DECLARED,
+            "holdoutFraction": "0.1",
+        },
+        "store": {"endpoint": "http://s3.example"},
+        "consent": {"hubs": [{"namespace": "hub"}], "expires": "2027-01-01T00:00:00Z"},
+        "privacy": {
+            "budget": {"epsilon": "8", "delta": "1e-3"},
+            "maxRoundEpsilon": "4",
+            "ledgerUri": "s3://own/ledger/",
+        },
+        "worker": {"allowedImages": ["worker@sha256:" + "0" * 64]},
+    }
+    return FederatedClient.model_validate(
+        {"metadata": {"name": CLIENT.name, "namespace": CLIENT.namespace}, "spec": base | spec}
+    )
+
+
+def train_task(model: ModelRef, client: FederatedClient, **changes: Any) -> TrainTask:
+    layout = Layout("exchange")
+    mechanism = dp_sgd(DECLARED, BATCH, STEPS, NOISE_MULTIPLIER, max_grad_norm=0.5)
+    grant = Grant(
+        run_key=RUN_KEY,
+        hub_namespace="hub",
+        round_name="round-1",
+        client=CLIENT,
+        data_name="notes",
+        base_model_digest=model.digest,
+        mechanism=mechanism,
+        epsilon="4",
+        delta="1e-3",
+    )
+    task = {
+        "grant": grant.to_json_object(),
+        "baseModel": model.to_json_object(),
+        "task": "CausalLM",
+        "method": {"lora": {"rank": 4, "alpha": 8}},
+        "training": {
+            "maxSteps": STEPS,
+            "expectedBatchSize": BATCH,
+            "microBatchSize": 4,
+            "learningRate": "1e-2",
+            "maxSequenceLength": 16,
+        },
+        "data": client.spec.data.to_json_object(),
+        "ledgerUri": client.spec.privacy.ledger_uri,
+        "store": {"endpoint": "http://s3.example"},
+        "deltaUri": layout.delta(CLIENT, RUN_KEY),
+        "manifestUri": layout.delta_manifest(CLIENT, RUN_KEY),
+    }
+    return TrainTask.model_validate(task | changes)
+
+
+@dataclass
+class World:
+    """Everything that a training reaches, and the task."""
+
+    store: MemoryStore
+    client: FederatedClient
+    task: TrainTask
+
+    @property
+    def ledger(self) -> Ledger:
+        data_set = NamespacedName(namespace=CLIENT.namespace, name=self.client.spec.data.name)
+        return Ledger(self.store, self.task.ledger_uri, data_set, lambda: NOW)
+
+    @property
+    def surroundings(self) -> Surroundings:
+        return Surroundings(
+            store=self.store,
+            files=files_of(self.task.data, self.store, Path("/nonexistent")),
+            client=lambda: self.client,
+            tenant_key=TENANT_KEY,
+            now=lambda: NOW,
+        )
+
+    def reserve(self) -> World:
+        self.ledger.reserve(self.task.grant, self.client.spec.privacy.budget)
+        return self
+
+
+def records(count: int) -> list[str]:
+    return [json.dumps({"text": f"record number {i} says {i * i} things"}) for i in range(count)]
+
+
+def world(directory: Path, model: Any = None, lines: list[str] | None = None, **changes: Any) -> World:
+    """A world in which the task may run: model pushed, data there, grant reserved."""
+    store = MemoryStore()
+    saved = tiny_models.save(model or tiny_models.llama(width=32), directory)
+    ref = bundle.push(store, saved, "s3://exchange/models/")
+    text = "\n".join(records(60) if lines is None else lines)
+    store.put_new("s3://data/notes/part-0.jsonl", text.encode())
+    client = client_object()
+    return World(store, client, train_task(ref, client, **changes)).reserve()

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from tributary_worker import distributed
+
+
+@pytest.fixture(scope="session")
+def alone():
+    """A process group of this process only, as in a training with one pod and one process."""
+    torch.set_num_threads(1)
+    port = distributed.free_port()
+    layout = distributed.RankLayout(0, 0, 1, 1, distributed.LOOPBACK, port)
+    os.environ.update(layout.environment)
+    with distributed.process_group(layout):
+        yield
+    for name in layout.environment:
+        del os.environ[name]
