@@ -7,11 +7,11 @@ import os
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import yaml
 from kubernetes import config
 
 from docstrings_demo.problems import DemoError
@@ -65,7 +65,7 @@ class Kube:
 
     def apply(self, objects: Iterable[Mapping[str, Any]]) -> None:
         """Server-side apply; DemoError with kubectl's words if the API server refuses."""
-        text = yaml.safe_dump_all([dict(item) for item in objects])
+        text = "\n---\n".join(as_json(item) for item in objects)
         self._run(
             "kubectl", ["apply", "--server-side", f"--field-manager={FIELD_MANAGER}", "-f", "-"], stdin=text
         )
@@ -74,7 +74,7 @@ class Kube:
         """Install or upgrade a chart, and wait until what it made is ready."""
         arguments = ["upgrade", "--install", release, str(chart), "--namespace", namespace]
         waiting = ["--create-namespace", "--wait", "--timeout", HELM_TIMEOUT, "--values", "-"]
-        self._run("helm", arguments + waiting, stdin=yaml.safe_dump(dict(values)))
+        self._run("helm", arguments + waiting, stdin=as_json(values))
 
     def kubectl(self, *arguments: str) -> str:
         return self._run("kubectl", arguments)
@@ -113,6 +113,16 @@ class Kube:
         if answer.status not in ok:
             raise DemoError(f"GET {path}: {answer.status} {body.decode(errors='replace')[:500]}")
         return body
+
+
+def as_json(item: Mapping[str, Any]) -> str:
+    """For kubectl and helm. PyYAML would write the string "1e-5" bare, which YAML 1.2 reads as a number."""
+    return json.dumps(dict(item), default=_timestamp)
+
+
+def _timestamp(value: datetime) -> str:
+    """A date that YAML has read as such, in the API's spelling."""
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def collection(plural: str, namespace: str | None) -> str:

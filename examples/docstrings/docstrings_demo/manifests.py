@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
 from docstrings_demo.kube import Object
 from docstrings_demo.owners import MANIFESTS, Owner
+from tributary_api.client import ClientData
 from tributary_api.shared import DatasetRef, ModelRef, StoreEndpoint
+
+API_SERVER_PORTS = (443, 6443)
 
 
 def load_yaml(path: Path) -> Object:
@@ -33,6 +37,22 @@ def release(name: str, dataset: DatasetRef) -> Object:
     return manifest
 
 
+def release_name(name: str) -> str:
+    return str(load_yaml(MANIFESTS / f"{name}.yaml")["metadata"]["name"])
+
+
+def service_url(name: str) -> str:
+    """Where other pods of the cluster reach a release."""
+    manifest = load_yaml(MANIFESTS / f"{name}.yaml")
+    serving, namespace = manifest["spec"]["serving"], manifest["metadata"]["namespace"]
+    return f"http://{serving['serviceName']}.{namespace}.svc:{serving['port']}"
+
+
+def declared_data(owner: Owner) -> ClientData:
+    """What the owner's values say about its data."""
+    return ClientData.model_validate(load_yaml(owner.values)["client"]["spec"]["data"])
+
+
 def operator_values(
     images: Mapping[str, str],
     store: StoreEndpoint,
@@ -49,15 +69,20 @@ def operator_values(
     return values
 
 
-def client_values(owner: Owner, image: str, store: StoreEndpoint, keys: tuple[str, str], port: int) -> Object:
-    """Values of charts/tributary-client; `port` is the store's, which training pods may reach."""
+def client_values(owner: Owner, image: str, store: StoreEndpoint, keys: tuple[str, str]) -> Object:
+    """Values of charts/tributary-client. Training pods may reach the API server and the store."""
     values = load_yaml(owner.values)
     spec = values["client"]["spec"]
     spec["store"].update(store.to_json_object())
     spec["worker"]["allowedImages"] = [image]
     values["credentials"] = _keys(*keys)
-    values["networkPolicy"] = {"egressPorts": sorted({443, 6443, port})}
+    values["networkPolicy"] = {"egressPorts": sorted({*API_SERVER_PORTS, port_of(store)})}
     return values
+
+
+def port_of(store: StoreEndpoint) -> int:
+    address = urlsplit(store.endpoint or "https://")
+    return address.port or {"http": 80, "https": 443}[address.scheme]
 
 
 def _keys(access_key: str, secret_key: str) -> dict[str, str]:

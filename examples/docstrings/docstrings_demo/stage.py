@@ -7,13 +7,17 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from docstrings_demo import manifests
 from docstrings_demo.kube import Kube
-from docstrings_demo.owners import BUCKET, OWNERS
+from docstrings_demo.owners import BUCKET, OWNERS, Owner
 from docstrings_demo.problems import DemoError
+from tributary_api.meta import NamespacedName
 from tributary_api.shared import StoreEndpoint
 from tributary_dev import build, cluster
 from tributary_dev.s3 import S3_REGION, S3Server
+from tributary_store.keys import Layout
 from tributary_store.objectstore import ObjectStore
+from tributary_store.policies import ClientIdentity, HubIdentities, data_policy, exchange_policy
 
 IMAGES = ("worker", "operator")
 S3_VARIABLES = ("TRIBUTARY_S3_ENDPOINT", "TRIBUTARY_S3_ACCESS_KEY", "TRIBUTARY_S3_SECRET_KEY")
@@ -95,6 +99,14 @@ def create_identities(s3: S3Server) -> Identities:
     """Users with new secrets, and buckets whose policies let each of them do its part and nothing else."""
     hub = {part: new_user(s3, f"hub-{part}") for part in HUB_PARTS}
     owners = {owner.namespace: new_user(s3, owner.namespace) for owner in OWNERS}
+    # Object Lock makes ledger entries and manifests impossible to change, for the administrator too.
+    s3.create_bucket(BUCKET, object_lock=True)
+    parts = HubIdentities(**{part: access_key for part, (access_key, _) in hub.items()})
+    clients = [client_identity(owner, owners[owner.namespace][0]) for owner in OWNERS]
+    s3.put_policy(BUCKET, exchange_policy(Layout(BUCKET), parts, clients))
+    for owner in OWNERS:
+        s3.create_bucket(owner.bucket)
+        s3.put_policy(owner.bucket, data_policy(owner.bucket, owners[owner.namespace][0]))
     return Identities(hub, owners)
 
 
@@ -102,3 +114,9 @@ def new_user(s3: S3Server, access_key: str) -> tuple[str, str]:
     secret_key = secrets.token_hex(20)
     s3.create_user(access_key, secret_key)
     return access_key, secret_key
+
+
+def client_identity(owner: Owner, access_key: str) -> ClientIdentity:
+    declared = manifests.load_yaml(owner.values)["client"]
+    client = NamespacedName(namespace=owner.namespace, name=declared["name"])
+    return ClientIdentity(client, access_key, declared["spec"]["privacy"]["ledgerUri"])
