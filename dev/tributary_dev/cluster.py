@@ -52,6 +52,19 @@ class Cluster:
         """Reference by digest of each image that was loaded into this cluster: `worker`, `operator`."""
         return images.loaded_references(self.place)
 
+    def host_pid(self, program: str) -> int:
+        """The process id of one of the cluster's programs (`kubelet`, `etcd` …) as the host counts.
+
+        Raises LookupError when it does not run.
+        """
+        node_pid = _node_pid(self.place)
+        for pid in Path(f"/proc/{node_pid}/task/{node_pid}/children").read_text().split():
+            with suppress(FileNotFoundError):
+                argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if argv[0].decode() == str(self.bin / program):
+                    return int(pid)
+        raise LookupError(f"{program} does not run in cluster {self.place.id}")
+
 
 def up(*, fresh: bool = False, nodes: int = 1, identity: str | None = None) -> Cluster:
     """The running cluster of this checkout; starts, completes or mends it as needed.
