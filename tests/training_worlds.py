@@ -87,7 +87,9 @@ def train_task(model: ModelRef, client: FederatedClient, **changes: Any) -> Trai
         "deltaUri": layout.delta(CLIENT, RUN_KEY),
         "manifestUri": layout.delta_manifest(CLIENT, RUN_KEY),
     }
-    return TrainTask.model_validate(task | changes)
+    for name, change in changes.items():
+        task[name] = task[name] | change if name in ("training", "data") else change
+    return TrainTask.model_validate(task)
 
 
 @dataclass
@@ -129,5 +131,6 @@ def world(directory: Path, model: Any = None, lines: list[str] | None = None, **
     ref = bundle.push(store, saved, "s3://exchange/models/")
     text = "\n".join(records(60) if lines is None else lines)
     store.put_new("s3://data/notes/part-0.jsonl", text.encode())
-    client = client_object()
+    declared = client_object().spec.data.to_json_object() | changes.pop("data", {})
+    client = client_object(data=declared)
     return World(store, client, train_task(ref, client, **changes)).reserve()

@@ -1,7 +1,8 @@
 """Whether this training is what the data owner agreed to, asked once more from inside the owner's namespace.
 
 The hub is not trusted: the operator that made the pod has checked all this, and the worker checks it again
-against the owner's own object and ledger, before it reads a single record.
+against the owner's own object and ledger, before it reads a single record, and charges the ledger before its
+first step.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,12 +21,13 @@ from pathlib import Path
 from tributary_accounting import accountant, ledger
 from tributary_accounting.mechanism import batch_cap
 from tributary_api.base import GROUP, VERSION
-from tributary_api.client import FederatedClient, FederatedClientSpec
+from tributary_api.client import FederatedClient, FederatedClientSpec, PrivacyBudget
 from tributary_api.failures import Reason
 from tributary_api.meta import NamespacedName
+from tributary_api.records import Grant
 from tributary_api.tasks import TrainTask
-from tributary_store.errors import AccessDenied, StoreError, StoreUnreachable
 from tributary_worker.failures import StageFailure
+from tributary_worker.store_access import store_failures
 
 SERVICE_ACCOUNT_DIR = "/var/run/secrets/kubernetes.io/serviceaccount"
 SERVICE_ACCOUNT_DIR_ENV = "TRIBUTARY_SERVICE_ACCOUNT_DIR"
@@ -97,27 +100,30 @@ def check_grant(task: TrainTask) -> None:
         raise StageFailure(Reason.GRANT_REFUSED, reason)
 
 
-def launch_in_ledger(book: ledger.Ledger, task: TrainTask, client: FederatedClient) -> None:
-    """Record the launch, if the grant is reserved and the budget holds all that is charged. Takes seconds.
-
-    From here on the privacy cost counts as spent, whatever happens to this pod.
-    """
-    try:
+def check_reservation(book: ledger.Ledger, grant: Grant, budget: PrivacyBudget) -> None:
+    """Raise unless the ledger reserves this very grant and its charges are within the budget. Takes
+    seconds."""
+    with _ledger_failures():
         chain = book.read()
-        if chain.grant_digest(task.grant.run_key) != task.grant.digest:
-            raise ledger.LedgerRefused(f"run {task.grant.run_key} has no reservation with this grant")
-        budget = client.spec.privacy.budget
+        if chain.grant_digest(grant.run_key) != grant.digest:
+            raise ledger.LedgerRefused(f"run {grant.run_key} has no reservation with this grant")
         epsilon = accountant.epsilon(chain.charged(), float(budget.delta))
         if epsilon > float(budget.epsilon) * (1 + EPSILON_TOLERANCE):
             raise ledger.BudgetExceeded(f"the ledger charges epsilon {epsilon:.2f} of {budget.epsilon}")
-        book.launch(task.grant, chain)
+
+
+def launch(book: ledger.Ledger, grant: Grant) -> None:
+    """Append the launch, once for all attempts. Raise if the reservation was released meanwhile."""
+    with _ledger_failures():
+        book.launch(grant)
+
+
+@contextmanager
+def _ledger_failures() -> Iterator[None]:
+    try:
+        with store_failures(missing=Reason.LEDGER_REFUSED, damaged=Reason.LEDGER_REFUSED):
+            yield
     except (ledger.LedgerRefused, ledger.LedgerBroken, ledger.BudgetExceeded) as error:
-        raise StageFailure(Reason.LEDGER_REFUSED, str(error)) from error
-    except StoreUnreachable as error:
-        raise StageFailure(Reason.STORE_UNREACHABLE, str(error)) from error
-    except AccessDenied as error:
-        raise StageFailure(Reason.STORE_DENIED, str(error)) from error
-    except StoreError as error:
         raise StageFailure(Reason.LEDGER_REFUSED, str(error)) from error
 
 

@@ -2,9 +2,9 @@
 
 DP-SGD (Abadi et al. 2016) with Poisson sampling on low-rank adapters, as this file says from top to bottom:
 
-    adopt the delta if it is published already       check consent, grant and ledger; record the launch
+    adopt the delta if it is published already       check consent, grant and ledger
     load the base model and exactly N records        derive the keys for sampling and noise
-    test the engine                                  T steps: sample, clip, sum, add noise, update
+    test the engine, then charge the ledger          T steps: sample, clip, sum, add noise, update
     publish the delta, then its manifest
 
 The only things that leave are the noised delta and public numbers.
@@ -19,12 +19,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -50,6 +49,7 @@ from tributary_worker.privacy.errors import PrivacyError, UnsupportedError
 from tributary_worker.privacy.keystream import TENANT_KEY_BYTES_MIN, derive_key
 from tributary_worker.privacy.selftest import run_self_test
 from tributary_worker.store_access import open_store, store_failures
+from tributary_worker.task_input import read_task
 
 DIGEST_PREFIX = "sha256:"
 VERSIONED = ("tributary", "torch", "deepspeed", "dp-accounting")
@@ -68,7 +68,7 @@ class Surroundings:
 
 def main(argv: Sequence[str]) -> int:
     """Run the task in the environment, or in `--task FILE`; gives the exit code."""
-    task = read_task(argv)
+    task = task_of(argv)
     return distributed.launch(task, argv, lambda layout: _run(task, layout))
 
 
@@ -82,13 +82,14 @@ def train(task: TrainTask, world: Surroundings) -> None:
     """One rank's part of the training; all ranks of the process group call it."""
     if on_first_rank(lambda: find_published(task, world.store) is not None):
         return
-    on_first_rank(lambda: check_and_launch(task, world))
+    on_first_rank(lambda: check_permission(task, world))
     with tempfile.TemporaryDirectory() as directory:
         model, tokenizer = load_base_model(task, world.store, Path(directory))
     records, snapshot_hash = load_records(task, world.files, tokenizer, model)
     try:
         engine = build_engine(task, model, world.tenant_key, snapshot_hash)
         figures = run_self_test(engine, random_records(task, model, engine))
+        on_first_rank(lambda: record_launch(task, world))
         for step in range(task.grant.mechanism.steps):
             engine.train_step(step, lambda indices: records.batch(indices, engine.device))
             report_progress(engine, step + 1)
@@ -99,18 +100,14 @@ def train(task: TrainTask, world: Surroundings) -> None:
     on_first_rank(lambda: publish(task, world.store, model, figures))
 
 
-def read_task(argv: Sequence[str]) -> TrainTask:
+def task_of(argv: Sequence[str]) -> TrainTask:
+    """The task in the environment, or in the file that `--task` names."""
     parser = argparse.ArgumentParser(prog="tributary_worker train")
     parser.add_argument("--task", type=Path, help=f"file with the task, instead of the variable {TASK_ENV}")
     path: Path | None = parser.parse_args(argv).task
-    text = path.read_text() if path else os.environ.get(TASK_ENV, "")
-    try:
-        return TrainTask.model_validate_json(text)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-        raise StageFailure(
-            Reason.TASK_INVALID, f"the task in {path or TASK_ENV} is not valid: {problems}"
-        ) from error
+    if path is not None:
+        os.environ[TASK_ENV] = path.read_text()
+    return read_task(TrainTask)
 
 
 def surroundings_of(task: TrainTask) -> Surroundings:
@@ -147,13 +144,26 @@ def find_published(task: TrainTask, store: Objects) -> DeltaManifest | None:
     return manifest
 
 
-def check_and_launch(task: TrainTask, world: Surroundings) -> None:
-    """Refuse what the owner did not agree to; then charge the training to the ledger."""
+def check_permission(task: TrainTask, world: Surroundings) -> None:
+    """Refuse what the owner did not agree to, what the grant does not say, and what the budget does not
+    hold."""
     client = world.client()
     consent.check_consent(task, client, world.now())
     consent.check_grant(task)
+    consent.check_reservation(ledger_of(task, world), task.grant, client.spec.privacy.budget)
+
+
+def record_launch(task: TrainTask, world: Surroundings) -> None:
+    """From here on the privacy cost counts as spent, whatever happens to this process.
+
+    Not earlier: data or a model that cannot be used cost the owner nothing.
+    """
+    consent.launch(ledger_of(task, world), task.grant)
+
+
+def ledger_of(task: TrainTask, world: Surroundings) -> Ledger:
     data_set = NamespacedName(namespace=task.grant.client.namespace, name=task.grant.data_name)
-    consent.launch_in_ledger(Ledger(world.store, task.ledger_uri, data_set, world.now), task, client)
+    return Ledger(world.store, task.ledger_uri, data_set, world.now)
 
 
 def load_base_model(task: TrainTask, store: Objects, directory: Path) -> tuple[Any, Any]:
@@ -277,6 +287,14 @@ def receipt(task: TrainTask, figures: SelfTestFigures) -> Receipt:
         epsilon=task.grant.epsilon,
         delta=task.grant.delta,
         self_test=figures,
-        versions={name: version(name) for name in VERSIONED},
+        versions={name: installed_version(name) for name in VERSIONED},
         image=task.image,
     )
+
+
+def installed_version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        # Run from its sources, as in the image: `Receipt.image` says which.
+        return "source"

@@ -1,0 +1,217 @@
+"""The whole stage with a real model, engine and ledger; only the store is a dictionary."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import tiny_models
+import torch
+import training_worlds as worlds
+from safetensors.torch import load
+
+from tributary_api.failures import Reason
+from tributary_api.records import DeltaManifest, LedgerKind
+from tributary_store.digests import digest_of_bytes
+from tributary_worker import lora
+from tributary_worker.failures import StageFailure
+from tributary_worker.train import save_delta, train
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+def trained(world):
+    """(manifest, tensors) after a training."""
+    train(world.task, world.surroundings)
+    manifest = DeltaManifest.model_validate_json(world.store.get(world.task.manifest_uri))
+    return manifest, load(world.store.get(world.task.delta_uri))
+
+
+def refused(world, reason, words=None):
+    """The training fails with this reason, and nothing is charged or published."""
+    with pytest.raises(StageFailure, match=words) as failure:
+        train(world.task, world.surroundings)
+    assert failure.value.reason is reason
+    assert world.store.head(world.task.delta_uri) is None
+    assert world.store.head(world.task.manifest_uri) is None
+    return failure.value
+
+
+@pytest.mark.parametrize("make", [tiny_models.llama, tiny_models.gpt2], ids=["llama", "gpt2"])
+def test_a_training_publishes_a_delta_with_its_receipt(make, tmp_path, capfd):
+    world = worlds.world(tmp_path, make(width=16))
+    manifest, tensors = trained(world)
+    data = world.store.get(world.task.delta_uri)
+    assert manifest.file == digest_of_bytes(data, "delta.safetensors")
+    assert manifest.receipt.grant_digest == world.task.grant.digest
+    assert manifest.receipt.self_test.noise_std_ratio == pytest.approx(1.0, abs=0.02)
+    assert all(bool(torch.isfinite(t).all()) for t in tensors.values())
+    assert all(float(t.abs().max()) > 0 for name, t in tensors.items() if "lora_B" in name)
+    assert world.task.manifest_uri in world.store.retained
+    assert world.ledger.read().state(worlds.RUN_KEY) is LedgerKind.LAUNCH
+    progress = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert progress == [{"step": t, "steps": worlds.STEPS} for t in (1, 2, 3)]
+
+
+def test_classification(tmp_path):
+    lines = [json.dumps({"text": f"record {i}", "label": i % 3}) for i in range(60)]
+    # Labels that the model does not have, or that are none, are bad records: they contribute nothing.
+    lines += [json.dumps({"text": "unknown class", "label": 99}), json.dumps({"text": "none", "label": "a"})]
+    world = worlds.world(
+        tmp_path,
+        tiny_models.llama_classifier(),
+        lines,
+        task="SequenceClassification",
+        method={"lora": {"rank": 4, "alpha": 8, "targetModules": ["q_proj", "score"]}},
+        data={"labelField": "label"},
+    )
+    _, tensors = trained(world)
+    assert any("score" in name for name in tensors)
+
+
+def test_a_retry_computes_the_same_delta_and_another_round_or_tenant_another(tmp_path):
+    _, first = trained(worlds.world(tmp_path / "a"))
+    _, again = trained(worlds.world(tmp_path / "b"))
+    other_data = worlds.world(tmp_path / "c", lines=worlds.records(59))
+    _, changed = trained(other_data)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    for name in first:
+        assert torch.equal(first[name], changed[name]) == ("lora_A" in name)
+
+
+def test_a_published_delta_is_adopted_and_nothing_is_computed(tmp_path):
+    world = worlds.world(tmp_path)
+    trained(world)
+    del world.store.objects["s3://data/notes/part-0.jsonl"]
+    before = dict(world.store.objects)
+    train(world.task, world.surroundings)
+    assert world.store.objects == before
+
+
+def test_a_delta_without_a_manifest_stays_the_only_one(tmp_path):
+    """An attempt died between the two writes, and the retry rounds differently."""
+    world = worlds.world(tmp_path)
+    world.store.put_new(world.task.delta_uri, b"written by the first attempt")
+    train(world.task, world.surroundings)
+    manifest = DeltaManifest.model_validate_json(world.store.get(world.task.manifest_uri))
+    assert world.store.get(world.task.delta_uri) == b"written by the first attempt"
+    assert manifest.file == digest_of_bytes(b"written by the first attempt", "delta.safetensors")
+
+
+def test_a_manifest_of_another_grant_is_not_adopted(tmp_path):
+    world = worlds.world(tmp_path)
+    trained(world)
+    grant = world.task.grant.model_copy(update={"epsilon": "3"})
+    world.task = world.task.model_copy(update={"grant": grant})
+    with pytest.raises(StageFailure, match="another grant"):
+        train(world.task, world.surroundings)
+
+
+def test_bad_records_change_nothing_and_are_not_reported(tmp_path, capfd):
+    bad = ["{not json", json.dumps({"text": 7}), json.dumps([1]), json.dumps({"other": "x"}), "\x00\x01"]
+    world = worlds.world(tmp_path, lines=worlds.records(60) + bad)
+    trained(world)
+    output = capfd.readouterr()
+    assert len(output.out.splitlines()) == worlds.STEPS
+    assert "json" not in output.err
+    assert "record" not in output.err
+
+
+def test_without_a_reservation_nothing_starts(tmp_path):
+    world = worlds.world(tmp_path)
+    for uri in [uri for uri in world.store.objects if "ledger" in uri]:
+        del world.store.objects[uri]
+    refused(world, Reason.LEDGER_REFUSED, "no reservation")
+
+
+def test_a_released_grant_starts_nothing(tmp_path):
+    world = worlds.world(tmp_path)
+    world.ledger.release(world.task.grant, "the round was given up")
+    refused(world, Reason.LEDGER_REFUSED, "released")
+
+
+def test_an_overdrawn_budget_starts_nothing(tmp_path):
+    world = worlds.world(tmp_path)
+    privacy = world.client.spec.privacy
+    budget = privacy.budget.model_copy(update={"epsilon": "1"})
+    spec = world.client.spec.model_copy(update={"privacy": privacy.model_copy(update={"budget": budget})})
+    world.client = world.client.model_copy(update={"spec": spec})
+    refused(world, Reason.LEDGER_REFUSED, "of 1")
+    assert world.ledger.read().state(worlds.RUN_KEY) is LedgerKind.RESERVE
+
+
+def test_refusals_of_the_owner_come_before_the_data_is_touched(tmp_path):
+    world = worlds.world(tmp_path)
+    del world.store.objects["s3://data/notes/part-0.jsonl"]
+    world.client = worlds.client_object(suspend=True)
+    refused(world, Reason.CONSENT_REFUSED, "suspended")
+    assert world.ledger.read().state(worlds.RUN_KEY) is LedgerKind.RESERVE
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [([], Reason.DATA_EMPTY), (["{broken", "also broken"], Reason.DATA_UNPARSEABLE)],
+)
+def test_data_that_is_no_data_fails_without_a_word_of_it(tmp_path, lines, reason):
+    failure = refused(worlds.world(tmp_path, lines=lines), reason)
+    assert "broken" not in failure.message
+
+
+def test_a_base_model_with_other_bytes_is_refused(tmp_path):
+    world = worlds.world(tmp_path)
+    uri = next(uri for uri in world.store.objects if uri.endswith("model.safetensors"))
+    world.store.objects[uri] = world.store.objects[uri][:-1] + b"x"
+    refused(world, Reason.MODEL_DIGEST_MISMATCH)
+
+
+def test_a_missing_base_model_is_named(tmp_path):
+    world = worlds.world(tmp_path)
+    for uri in [uri for uri in world.store.objects if "/models/" in uri]:
+        del world.store.objects[uri]
+    refused(world, Reason.MODEL_MISSING, "models")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": {"full": {}}}, "method.lora"),
+        ({"method": {"lora": {"targetModules": ["nowhere"]}}}, "targetModules"),
+        ({"training": {"deepspeed": {"zeroStage": 3}}}, "zeroStage"),
+        ({"training": {"maxSequenceLength": 4096}}, "maxSequenceLength"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_by_name(tmp_path, changes, words):
+    refused(worlds.world(tmp_path, **changes), Reason.MODEL_UNSUPPORTED, words)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_delta_that_is_not_finite_is_not_published(tmp_path, value):
+    model = tiny_models.llama(width=16)
+    lora.add_adapters(model, lora.LoraSettings(2, 4.0), seed="a round")
+    next(lora.adapters(model))[1].lora_b.data[0, 0] = value
+    with pytest.raises(StageFailure, match="learningRate") as failure:
+        save_delta(model, tmp_path / "delta.safetensors")
+    assert failure.value.reason is Reason.NON_FINITE_DELTA
+
+
+def test_what_never_trained_costs_nothing(tmp_path):
+    world = worlds.world(tmp_path, lines=[])
+    refused(world, Reason.DATA_EMPTY)
+    assert world.ledger.read().state(worlds.RUN_KEY) is LedgerKind.RESERVE
+    world.ledger.release(world.task.grant, "no data")
+    assert world.ledger.read().charged() == []
+
+
+def test_a_release_that_comes_between_check_and_launch_stops_the_training(tmp_path):
+    world = worlds.world(tmp_path)
+    surroundings = world.surroundings
+
+    class ReleasedWhileReading:
+        def read(self):
+            world.ledger.release(world.task.grant, "the operator gave up")
+            return surroundings.files.read()
+
+    with pytest.raises(StageFailure, match="released"):
+        train(world.task, replace(surroundings, files=ReleasedWhileReading()))
+    assert world.store.head(world.task.delta_uri) is None
