@@ -142,13 +142,17 @@ def corefile(place: ClusterPlaces, subnet: Subnet) -> str:
     """Names of the cluster, and a prompt NXDOMAIN for everything else: pods have no internet."""
     kubeconfig = place.config / f"{ADMIN.name}.kubeconfig"
     return f"""\
-.:53 {{
+{CLUSTER_DOMAIN}:53 in-addr.arpa:53 {{
     bind {subnet.node}
     errors
     health {subnet.node}:{DNS_HEALTH_PORT}
     kubernetes {CLUSTER_DOMAIN} in-addr.arpa {{
         kubeconfig {kubeconfig}
     }}
+}}
+.:53 {{
+    bind {subnet.node}
+    errors
     template ANY ANY {{
         rcode NXDOMAIN
     }}
