@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 
 from tributary_accounting import accountant
 from tributary_accounting.ledger import EMPTY, BudgetExceeded, Chain, Ledger, LedgerBroken
-from tributary_api.client import FederatedClient, PrivacyBudget
+from tributary_api.client import ClientPrivacyStatus, FederatedClient, PrivacyBudget
 from tributary_api.meta import NamespacedName
 from tributary_api.records import Grant, LedgerKind, MechanismSpec
 from tributary_api.shared import StoreEndpoint
@@ -89,6 +89,15 @@ def _sigma(training: Training) -> float:
     )
 
 
+def _check_mirror(mirror: ClientPrivacyStatus, chain: Chain, ref: LedgerRef) -> None:
+    """The client's status remembers the chain even when the operator has been restarted."""
+    length = mirror.ledger_entries
+    if length == 0:
+        return
+    if len(chain.entries) < length or chain.entries[length - 1].digest != mirror.ledger_head:
+        raise LedgerBroken(f"{ref.uri} had {length} entries and is shorter or different now: restore it")
+
+
 class Accounting:
     """σ, ε and ledger entries. It remembers chains, so that one that was shortened is noticed."""
 
@@ -118,18 +127,19 @@ class Accounting:
                 "the accountant's process was killed: give the operator more memory"
             ) from error
 
-    async def sigma(self, training: Training) -> float:
-        """The noise multiplier; takes seconds the first time, then it is remembered.
+    def sigma_if_solved(self, training: Training, wake: Callable[[], None]) -> float | None:
+        """The noise multiplier, or None while it is being solved for: that takes seconds, then calls `wake`.
 
         Raises:
             ValueError: no noise gives that ε; the text says what to change.
         """
         task = self._sigmas.get(training)
-        if task is None or (
-            task.done() and (task.cancelled() or isinstance(task.exception(), AccountantDied))
-        ):
+        if task is None or (task.done() and isinstance(task.exception(), AccountantDied)):
             task = self._sigmas[training] = asyncio.create_task(self._compute(_sigma, training))
-        return await asyncio.shield(task)
+        if task.done():
+            return task.result()
+        task.add_done_callback(lambda _: wake())
+        return None
 
     async def account(self, client: FederatedClient) -> Account:
         """The client's ledger as it is now.
@@ -140,6 +150,7 @@ class Accounting:
         """
         ref = LedgerRef.of(client)
         chain = await self._read(ref)
+        _check_mirror(client.status.privacy, chain, ref)
         delta = client.spec.privacy.budget.delta
         charged = await self.epsilon(chain.charged(), delta)
         return Account(chain, charged, await self.epsilon(chain.launched(), delta))

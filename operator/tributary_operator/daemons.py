@@ -14,9 +14,10 @@ from tributary_operator import metrics, names
 from tributary_operator.api import ApiError, Conflict, JsonObject, Missing
 from tributary_operator.cluster import Target
 from tributary_operator.decision import Event
-from tributary_operator.kinds import Kind
+from tributary_operator.kinds import CLIENT, ROUND, Kind
 from tributary_operator.reconciler import Pass, Reconciler, World, emit, report, target
 from tributary_operator.troubles import trouble
+from tributary_store.errors import ObjectExists
 
 BACKOFF_SECONDS_MAX = 60
 CONFLICT_SECONDS = 0.2
@@ -59,6 +60,8 @@ class Daemons:
         about = target(self._reconcilers[raw["kind"]].kind, raw)
         key = str(about)
         daemon = self._daemons.get(key)
+        if _is_news(event_type, raw, daemon):
+            self._tell_rounds(about.kind)
         if daemon is not None and (event_type == "DELETED" or daemon.target.uid != about.uid):
             self._stop(key)
             daemon = None
@@ -69,10 +72,16 @@ class Daemons:
             daemon.task = asyncio.create_task(self._live(daemon), name=key)
             metrics.OBJECTS.labels(about.kind.kind).inc()
         elif _is_newer(raw, daemon.latest):
-            is_news = _without_status(raw) != _without_status(daemon.latest)
-            daemon.latest = raw
-            if is_news:
+            if _is_news(event_type, raw, daemon):
                 daemon.awake.set()
+            daemon.latest = raw
+
+    def _tell_rounds(self, kind: Kind) -> None:
+        """A client that appears, agrees or withdraws concerns any round; passes of finished ones are cheap."""
+        if kind == CLIENT:
+            for daemon in self._daemons.values():
+                if daemon.target.kind == ROUND:
+                    daemon.awake.set()
 
     def wake(self, owner: str) -> None:
         daemon = self._daemons.get(owner)
@@ -126,7 +135,7 @@ class Daemons:
         raw = daemon.latest
         try:
             done = await self._reconcile(raw)
-        except Conflict as error:
+        except (Conflict, ObjectExists) as error:
             log.debug("the object has changed meanwhile", object=str(daemon.target), error=str(error))
             metrics.PASSES.labels(kind, "conflict").inc()
             return CONFLICT_SECONDS
@@ -203,6 +212,13 @@ class Daemons:
 def _is_newer(raw: JsonObject, than: JsonObject) -> bool:
     # etcd revisions: the API server's own comparison of resource versions is numeric, too.
     return int(raw["metadata"]["resourceVersion"]) > int(than["metadata"]["resourceVersion"])
+
+
+def _is_news(event_type: str | None, raw: JsonObject, daemon: _Daemon | None) -> bool:
+    """Whether more than the status has changed, which we write ourselves."""
+    if daemon is None or event_type == "DELETED":
+        return True
+    return _is_newer(raw, daemon.latest) and _without_status(raw) != _without_status(daemon.latest)
 
 
 def _without_status(raw: JsonObject) -> JsonObject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ from kubernetes.aio.client import (
     V1Volume,
     V1VolumeMount,
 )
+from kubernetes.utils.quantity import parse_quantity
 
 from tributary_api.base import ApiModel
 from tributary_api.shared import Placement, Resources
@@ -33,6 +35,7 @@ USER_ID = 65532
 """The image's user; nobody on any node."""
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 TERMINATION_GRACE_SECONDS = 30
+THREADS_ENV = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class PodShape:
     service_account: str
     resources: Resources
     placement: Placement = field(default_factory=Placement)
+    threads: int = 1
+    """Of each process, for its numerical libraries."""
     env: Sequence[V1EnvVar] = ()
     volumes: Sequence[V1Volume] = ()
     mounts: Sequence[V1VolumeMount] = ()
@@ -67,7 +72,11 @@ def pod_template(
         name=shape.stage,
         image=shape.image,
         args=[shape.stage],
-        env=[V1EnvVar(name=TASK_ENV, value=shape.task.canonical_json().decode()), *shape.env],
+        env=[
+            V1EnvVar(name=TASK_ENV, value=shape.task.canonical_json().decode()),
+            V1EnvVar(name=THREADS_ENV, value=str(shape.threads)),
+            *shape.env,
+        ],
         ports=list(shape.ports) or None,
         resources=resource_requirements(shape.resources),
         security_context=_container_security(),
@@ -102,6 +111,13 @@ def s3_identity(secret: str | None, prefix: str = "") -> list[V1EnvVar]:
         )
         for key in S3_KEYS
     ]
+
+
+def threads(resources: Resources, processes: int = 1) -> int:
+    """Threads of one process: its part of the pod's CPUs, by limit or else request; 1 if neither is set."""
+    cpu = resources.limits.get("cpu", resources.requests.get("cpu", 1))
+    cpus = float(parse_quantity(str(cpu)))  # type: ignore[no-untyped-call]
+    return max(1, math.floor(cpus / processes))
 
 
 def resource_requirements(resources: Resources) -> V1ResourceRequirements:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 
@@ -15,7 +15,7 @@ from tributary_operator import conditions
 from tributary_operator.accounting import Accounting
 from tributary_operator.api import ApiError, JsonObject
 from tributary_operator.cluster import Cluster, Target
-from tributary_operator.decision import Decision, Event, JsonPatch, LedgerRecord, PutRecord, Record
+from tributary_operator.decision import Apply, Decision, Event, JsonPatch, LedgerRecord, PutRecord, Record
 from tributary_operator.jobs import JobWatches
 from tributary_operator.kinds import Kind
 from tributary_operator.settings import Settings
@@ -67,7 +67,24 @@ def target(kind: Kind, raw: JsonObject) -> Target:
     return Target(kind, metadata["namespace"], metadata["name"], metadata["uid"])
 
 
-RecordLedger = Callable[[LedgerRecord], Any]
+class Effects(Protocol):
+    """What a kind does in its own way while a decision is carried out."""
+
+    async def record(self, entry: LedgerRecord) -> None:
+        """Write a ledger entry."""
+
+    def refused(self, child: Apply, error: ApiError) -> bool:
+        """True if the refusal has been noted and the pass may go on."""
+
+
+class PlainEffects:
+    """Of a kind that has no ledger and no child that it could do without."""
+
+    async def record(self, entry: LedgerRecord) -> None:
+        raise TypeError(f"this kind writes no ledger entries: {entry}")
+
+    def refused(self, child: Apply, error: ApiError) -> bool:  # noqa: ARG002 - the protocol's
+        return False
 
 
 async def carry_out(
@@ -75,19 +92,14 @@ async def carry_out(
     kind: Kind,
     raw: JsonObject,
     decision: Decision[ApiModel],
-    record_ledger: Callable[[LedgerRecord], Any] | None = None,
+    effects: Effects | None = None,
 ) -> Pass:
-    """Records, children, deletions, status, events: in this order, stopping at the first failure.
-
-    `record_ledger` writes the ledger entries of a kind that has them.
-    """
+    """Records, children, deletions, status, events: in this order, stopping at the first failure."""
+    own = effects if effects is not None else PlainEffects()
     for record in decision.record:
-        await _record(world, record, record_ledger)
+        await _record(world, record, own)
     for child in decision.apply:
-        if isinstance(child, JsonPatch):
-            await world.cluster.json_patch(child)
-        else:
-            await world.cluster.apply(child)
+        await _apply(world, child, own)
     for deletion in decision.delete:
         await world.cluster.delete(deletion)
     after = await world.cluster.patch_status(raw, kind, decision.status.to_json_object())
@@ -95,13 +107,22 @@ async def carry_out(
     return Pass(after, decision.poll_after)
 
 
-async def _record(world: World, record: Record, record_ledger: RecordLedger | None) -> None:
+async def _record(world: World, record: Record, effects: Effects) -> None:
     if isinstance(record, PutRecord):
         await world.records.put(record.uri, record.body)
-    elif record_ledger is not None:
-        await record_ledger(record)
     else:
-        raise TypeError(f"this kind writes no ledger entries: {record}")
+        await effects.record(record)
+
+
+async def _apply(world: World, child: Apply, effects: Effects) -> None:
+    try:
+        if isinstance(child, JsonPatch):
+            await world.cluster.json_patch(child)
+        else:
+            await world.cluster.apply(child)
+    except ApiError as error:
+        if not effects.refused(child, error):
+            raise
 
 
 async def emit(world: World, about: Target, events: tuple[Event, ...]) -> None:

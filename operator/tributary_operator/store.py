@@ -29,7 +29,7 @@ class Records:
     """Records never change once they exist, so each is fetched once."""
 
     def __init__(self, store: ObjectStore, threads: int) -> None:
-        self._store = store
+        self.store = store
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="store")
         self._cache: dict[str, ApiModel] = {}
 
@@ -49,7 +49,7 @@ class Records:
             return known
         metrics.STORE_REQUESTS.labels("get").inc()
         try:
-            data = await self.in_thread(self._store.get, uri)
+            data = await self.in_thread(self.store.get, uri)
         except ObjectMissing:
             return None
         return self._remember(uri, _parsed(uri, data, model))
@@ -61,7 +61,7 @@ class Records:
             ObjectExists: it is there with other bytes.
         """
         metrics.STORE_REQUESTS.labels("put").inc()
-        created = await self.in_thread(self._store.put_new, uri, body.canonical_json(), retain=True)
+        created = await self.in_thread(self.store.put_new, uri, body.canonical_json(), retain=True)
         self._remember(uri, body)
         return created
 

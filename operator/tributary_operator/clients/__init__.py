@@ -1,0 +1,1 @@
+"""FederatedClient: what its ledger says, as status."""

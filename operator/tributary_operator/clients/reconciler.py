@@ -1,0 +1,49 @@
+"""The daemon of a FederatedClient. It starts nothing and sets no finalizer: it says what the ledger says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tributary_accounting.ledger import LedgerBroken
+from tributary_api.client import FederatedClient
+from tributary_operator.api import JsonObject
+from tributary_operator.clients.decide import ObservedClient, decide
+from tributary_operator.kinds import CLIENT
+from tributary_operator.reconciler import Pass, World, carry_out
+from tributary_operator.rounds.eligibility import name_of, overlapping
+from tributary_store.errors import StoreError
+
+
+class ClientReconciler:
+    kind = CLIENT
+    has_finalizer = False
+
+    def __init__(self, world: World, everyone: Callable[[], list[JsonObject]]) -> None:
+        self._world = world
+        self._everyone = everyone
+
+    async def run_pass(self, raw: JsonObject) -> Pass:
+        client = FederatedClient.model_validate(raw)
+        seen = await self._observe(client)
+        return await carry_out(self._world, CLIENT, raw, decide(client, seen, self._world.clock()))
+
+    async def clean_up(self, raw: JsonObject) -> list[str]:  # noqa: ARG002 - nothing is left behind
+        return []
+
+    async def _observe(self, client: FederatedClient) -> ObservedClient:
+        overlaps = str(overlapping(self._neighbours(client)).get(name_of(client), ""))
+        try:
+            account = await self._world.accounting.account(client)
+            return ObservedClient(account, data_overlaps=overlaps)
+        except LedgerBroken as error:
+            reason, problem = "LedgerBroken", str(error)
+        except StoreError as error:
+            reason, problem = "LedgerUnreachable", str(error)
+        return ObservedClient(ledger_reason=reason, ledger_problem=problem, data_overlaps=overlaps)
+
+    def _neighbours(self, client: FederatedClient) -> list[FederatedClient]:
+        """All clients of the namespace that have been seen, this one as it is now."""
+        namespace = client.metadata.namespace
+        near = [raw for raw in self._everyone() if raw["metadata"]["namespace"] == namespace]
+        others = [FederatedClient.model_validate(raw) for raw in near]
+        return [client, *(other for other in others if name_of(other) != name_of(client))]

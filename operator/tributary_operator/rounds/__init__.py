@@ -1,0 +1,1 @@
+"""FederatedRound: observe, decide, carry out."""

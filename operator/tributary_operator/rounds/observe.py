@@ -1,0 +1,211 @@
+"""Looks at a round's world and sorts it into buckets. The steady state costs no request per client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TypeVar
+
+from tributary_api.client import FederatedClient
+from tributary_api.meta import NamespacedName
+from tributary_api.records import (
+    AggregateManifest,
+    DeltaManifest,
+    EvaluationReport,
+    PlannedClient,
+    RoundOutcome,
+    RoundPlan,
+)
+from tributary_api.round import ClientFailure, FederatedRound
+from tributary_operator import names
+from tributary_operator.api import ApiError
+from tributary_operator.jobs import ObservedJob
+from tributary_operator.kinds import CLIENT
+from tributary_operator.reconciler import World
+from tributary_operator.rounds.eligibility import failure
+from tributary_operator.rounds.models import trained_weights
+from tributary_operator.rounds.observed import Attempts, ObservedRound, WorkerFailure
+from tributary_operator.rounds.selection import select
+from tributary_operator.rounds.workers import failure_of
+
+M = TypeVar("M", AggregateManifest, DeltaManifest, EvaluationReport)
+
+
+@dataclass(slots=True)
+class Memory:
+    """What need not be asked again. All of it can be lost: it is then read or refused once more."""
+
+    reserved: set[NamespacedName] = field(default_factory=set[NamespacedName])
+    closed: set[NamespacedName] = field(default_factory=set[NamespacedName])
+    refused: dict[NamespacedName, ClientFailure] = field(default_factory=dict[NamespacedName, ClientFailure])
+    failures: dict[str, WorkerFailure] = field(default_factory=dict[str, WorkerFailure])
+    """Of Jobs, by UID."""
+    looked: set[str] = field(default_factory=set[str])
+    """Records that were looked for, together with the Job that had ended last."""
+    deltas: dict[NamespacedName, DeltaManifest] = field(default_factory=dict[NamespacedName, DeltaManifest])
+    announced: bool = False
+    """The status says that the ledgers are being asked."""
+    trained_weights: int | None = None
+    is_finished: bool = False
+    """Nothing is left to do for this round."""
+
+
+async def observe(world: World, fedround: FederatedRound, owner: str, memory: Memory) -> ObservedRound:
+    layout, run_key = world.settings.layout, fedround.run_key
+    outcome = await world.records.find(layout.outcome(run_key), RoundOutcome)
+    plan = await world.records.find(layout.plan(run_key), RoundPlan)
+    if plan is not None:
+        return await _planned(world, fedround, plan, outcome, owner=owner, memory=memory)
+    if outcome is not None:
+        return ObservedRound(outcome=outcome)
+    selection = await select(world, fedround, owner, ask_ledgers=memory.announced)
+    memory.announced = True
+    return ObservedRound(selection=selection)
+
+
+async def _planned(
+    world: World,
+    fedround: FederatedRound,
+    plan: RoundPlan,
+    outcome: RoundOutcome | None,
+    *,
+    owner: str,
+    memory: Memory,
+) -> ObservedRound:
+    # Jobs before records: a Job that ended in this picture has written its record before we look for it.
+    jobs, no_access = await _jobs(world, fedround, plan, outcome, owner)
+    await _look_for_deltas(world, plan, jobs, outcome, memory)
+    aggregation, evaluation = (_of_stage(jobs, stage) for stage in (names.AGGREGATE, names.EVALUATE))
+    layout = world.settings.layout
+    if plan.base_model.uri not in memory.looked:
+        memory.looked.add(plan.base_model.uri)
+        memory.trained_weights = await trained_weights(world, fedround.spec.method, plan.base_model)
+    aggregate = await _record(
+        world, memory, layout.aggregate_manifest(plan.run_key), aggregation, AggregateManifest
+    )
+    report = await _record(world, memory, layout.evaluation(plan.run_key), evaluation, EvaluationReport)
+    return ObservedRound(
+        outcome=outcome,
+        plan=plan,
+        clients={} if outcome is not None else await _clients(world, plan),
+        reserved=frozenset(memory.reserved),
+        refused={**_unreachable(plan, no_access), **memory.refused},
+        training=await _training(world, plan, jobs, memory),
+        deltas=dict(memory.deltas),
+        aggregate=aggregate,
+        aggregation=await _attempts(world, aggregation, memory),
+        report=report,
+        evaluation=await _attempts(world, evaluation, memory),
+        trained_weights=memory.trained_weights,
+        closed=frozenset(memory.closed),
+    )
+
+
+async def _jobs(
+    world: World, fedround: FederatedRound, plan: RoundPlan, outcome: RoundOutcome | None, owner: str
+) -> tuple[list[ObservedJob], dict[str, ApiError]]:
+    hub = fedround.metadata.namespace
+    namespaces = {hub, *(planned.client.namespace for planned in plan.cohort)}
+    if outcome is not None and world.clock() >= outcome.finished_at + _children_lifetime(fedround):
+        namespaces = set()  # the Jobs' own time-to-live has removed whatever there was
+    problems = await world.jobs.retain(owner, namespaces)
+    if hub in problems:
+        raise problems[hub]
+    return world.jobs.jobs(namespaces, {names.RUN_KEY: plan.run_key}), problems
+
+
+def _children_lifetime(fedround: FederatedRound) -> timedelta:
+    spec = fedround.spec
+    return timedelta(seconds=spec.active_deadline_seconds + spec.ttl_seconds_after_finished)
+
+
+def _unreachable(plan: RoundPlan, no_access: dict[str, ApiError]) -> dict[NamespacedName, ClientFailure]:
+    return {
+        planned.client: failure(planned.client, "NoAccess", str(no_access[planned.client.namespace]))
+        for planned in plan.cohort
+        if planned.client.namespace in no_access
+    }
+
+
+async def _clients(world: World, plan: RoundPlan) -> dict[NamespacedName, FederatedClient]:
+    """The cohort's objects as they are now; their watch keeps them at hand."""
+    found: dict[NamespacedName, FederatedClient] = {}
+    for planned in plan.cohort:
+        namespace, name = planned.client.namespace, planned.client.name
+        raw = world.cached(CLIENT, namespace, name) or await world.cluster.get(CLIENT, namespace, name)
+        if raw is not None:
+            found[planned.client] = FederatedClient.model_validate(raw)
+    return found
+
+
+def _of_stage(jobs: Iterable[ObservedJob], stage: str) -> Attempts:
+    return Attempts(tuple(job for job in jobs if job.stage == stage))
+
+
+def _of_client(jobs: Iterable[ObservedJob], client: NamespacedName) -> Attempts:
+    return Attempts(
+        tuple(
+            job
+            for job in jobs
+            if job.stage == names.TRAIN
+            and (job.namespace, job.labels.get(names.CLIENT)) == (client.namespace, client.name)
+        )
+    )
+
+
+async def _training(
+    world: World, plan: RoundPlan, jobs: list[ObservedJob], memory: Memory
+) -> dict[NamespacedName, Attempts]:
+    by_client = {planned.client: _of_client(jobs, planned.client) for planned in plan.cohort}
+    return {
+        client: attempts if client in memory.deltas else await _attempts(world, attempts, memory)
+        for client, attempts in by_client.items()
+    }
+
+
+async def _attempts(world: World, attempts: Attempts, memory: Memory) -> Attempts:
+    ended = attempts.latest_ended
+    if ended is None:
+        return attempts
+    if ended.uid not in memory.failures:
+        memory.failures[ended.uid] = await failure_of(world.cluster, ended)
+    return Attempts(attempts.jobs, memory.failures[ended.uid])
+
+
+async def _look_for_deltas(
+    world: World, plan: RoundPlan, jobs: list[ObservedJob], outcome: RoundOutcome | None, memory: Memory
+) -> None:
+    if outcome is not None:
+        return
+    open_ = [planned for planned in plan.cohort if planned.client not in memory.deltas]
+    await asyncio.gather(*(_look_for_delta(world, planned, plan.run_key, jobs, memory) for planned in open_))
+
+
+async def _look_for_delta(
+    world: World, planned: PlannedClient, run_key: str, jobs: list[ObservedJob], memory: Memory
+) -> None:
+    attempts = _of_client(jobs, planned.client)
+    uri = world.settings.layout.delta_manifest(planned.client, run_key)
+    manifest = await _record(world, memory, uri, attempts, DeltaManifest)
+    if manifest is None:
+        return
+    if manifest.receipt.grant_digest == planned.grant.digest and manifest.run_key == run_key:
+        memory.deltas[planned.client] = manifest
+    else:
+        message = f"the receipt in {uri} is not for the grant of this round"
+        memory.refused[planned.client] = failure(planned.client, "ReceiptMismatch", message)
+
+
+async def _record(world: World, memory: Memory, uri: str, attempts: Attempts, model: type[M]) -> M | None:
+    """The record that the Jobs should have made. Asked for at first, and once for each Job that ended."""
+    ended = attempts.latest_ended
+    key = f"{uri} {ended.uid if ended is not None else ''}"
+    if key in memory.looked and uri not in memory.looked:
+        return None
+    found = await world.records.find(uri, model)
+    memory.looked.add(key)
+    if found is not None:
+        memory.looked.add(uri)
+    return found

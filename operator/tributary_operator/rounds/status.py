@@ -1,0 +1,227 @@
+"""The status of a round: mirrors what was observed, is written once a pass, and is never read to decide."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tributary_api.meta import Condition, ConditionStatus
+from tributary_api.records import EvaluationReport, MechanismSpec, OutcomeKind, RoundOutcome, RoundPlan
+from tributary_api.round import (
+    ClientCounts,
+    ClientFailure,
+    FederatedRoundStatus,
+    PrivacyPlan,
+)
+from tributary_api.shared import Metric, ModelRef
+from tributary_operator import conditions
+from tributary_operator.decision import Event, Waiting
+from tributary_operator.rounds.observed import ObservedRound
+from tributary_operator.rounds.selecting import screened
+from tributary_operator.rounds.situation import Situation
+from tributary_operator.rounds.training import Member, Standing, members
+
+EVALUATED = "Evaluated"
+COMPLETE = "Complete"
+STEP_CONDITIONS = ("Planned", "BudgetReserved", "Trained", "Aggregated", EVALUATED, COMPLETE)
+FAILED = "Failed"
+LEDGERS_CLOSED = "LedgersClosed"
+FAILURES_SHOWN_MAX = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The step at which the round stands."""
+
+    step: str
+    waiting: Waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """The clients of a round, counted."""
+
+    counts: ClientCounts
+    failures: Sequence[ClientFailure]
+
+
+def status(s: Situation, at: Position | RoundOutcome) -> FederatedRoundStatus:
+    seen, old = s.seen, s.fedround.status
+    census = _census(s, at)
+    return FederatedRoundStatus(
+        observed_generation=s.fedround.metadata.generation,
+        conditions=conditions.merged(old.conditions, _conditions(s, at)),
+        run_key=s.fedround.run_key,
+        clients=census.counts,
+        clients_summary=f"{census.counts.submitted}/{census.counts.selected}",
+        failed_clients=list(census.failures[:FAILURES_SHOWN_MAX]),
+        privacy=_privacy(seen) or old.privacy,
+        base_model=_base_model(seen) or old.base_model,
+        model=seen.aggregate.model if seen.aggregate is not None else _model(at),
+        metrics=at.metrics if isinstance(at, RoundOutcome) else metrics_of(seen.report),
+    )
+
+
+def _model(at: Position | RoundOutcome) -> ModelRef | None:
+    return at.model if isinstance(at, RoundOutcome) else None
+
+
+def _conditions(s: Situation, at: Position | RoundOutcome) -> list[Condition]:
+    if isinstance(at, RoundOutcome):
+        return _final(s, at)
+    progress: conditions.Progress = "stalled" if at.waiting.stalled else "progressing"
+    if s.fedround.spec.suspend:
+        progress = "done"  # neither on its way nor in need of anybody: kstatus has no word for paused
+    reason, message = at.waiting.reason, at.waiting.message
+    return [
+        *conditions.summary(progress, "False", reason, message, generation=_generation(s), now=s.now),
+        *_passed(s, STEP_CONDITIONS[: STEP_CONDITIONS.index(at.step)]),
+        _condition(s, at.step, "False", reason, message),
+    ]
+
+
+def _generation(s: Situation) -> int:
+    return s.fedround.metadata.generation
+
+
+def _condition(s: Situation, type_: str, value: ConditionStatus, reason: str, message: str = "") -> Condition:
+    return conditions.condition(type_, value, reason, message, generation=_generation(s), now=s.now)
+
+
+def _passed(s: Situation, steps: Sequence[str]) -> list[Condition]:
+    return [_evaluated(s) if step == EVALUATED else _condition(s, step, "True", step) for step in steps]
+
+
+def _evaluated(s: Situation) -> Condition:
+    if s.seen.report is not None:
+        return _condition(s, EVALUATED, "True", EVALUATED)
+    if s.fedround.spec.evaluation is None:
+        return _condition(s, EVALUATED, "False", "NotRequested", "spec.evaluation is absent")
+    failed = s.seen.evaluation.last_failure
+    reason, message = (failed.reason, failed.message) if failed else ("NoReport", "there is no report")
+    return _condition(s, EVALUATED, "False", reason, message)
+
+
+def _final(s: Situation, outcome: RoundOutcome) -> list[Condition]:
+    is_complete = outcome.outcome is OutcomeKind.COMPLETE
+    value: ConditionStatus = "True" if is_complete else "False"
+    progress: conditions.Progress = "done" if is_complete else "stalled"
+    reason, message = outcome.reason, outcome.message or _success(outcome)
+    return [
+        *conditions.summary(progress, value, reason, message, generation=_generation(s), now=s.now),
+        *(_passed(s, STEP_CONDITIONS) if is_complete else ()),
+        _condition(s, COMPLETE, value, reason, message),
+        _condition(s, FAILED, "False" if is_complete else "True", reason, message),
+        _ledgers_closed(s),
+    ]
+
+
+def _ledgers_closed(s: Situation) -> Condition:
+    cohort = {planned.client for planned in s.plan.cohort} if s.seen.plan is not None else set()
+    if cohort <= s.seen.closed:
+        return _condition(s, LEDGERS_CLOSED, "True", LEDGERS_CLOSED)
+    return _condition(s, LEDGERS_CLOSED, "False", "Closing", "settling what was delivered")
+
+
+def _success(outcome: RoundOutcome) -> str:
+    return f"the new model averages {len(outcome.submitted)} clients"
+
+
+def _census(s: Situation, at: Position | RoundOutcome) -> Census:
+    if s.seen.plan is None:
+        return _before_plan(s)
+    if isinstance(at, RoundOutcome):
+        return _after(s.seen.plan, at)
+    return _under_way(members(s), s.seen.plan)
+
+
+def _before_plan(s: Situation) -> Census:
+    if s.seen.selection is None:
+        return Census(ClientCounts(), ())
+    excluded = screened(s, s.seen.selection).excluded
+    selected = len(s.seen.selection.candidates)
+    counts = ClientCounts(selected=selected, pending=selected - len(excluded), excluded=len(excluded))
+    return Census(counts, excluded)
+
+
+def _under_way(cohort: Sequence[Member], plan: RoundPlan) -> Census:
+    count = Counter(member.standing for member in cohort)
+    counts = ClientCounts(
+        selected=len(cohort),
+        pending=count[Standing.PENDING] + count[Standing.TO_START],
+        running=count[Standing.RUNNING],
+        submitted=count[Standing.DELIVERED],
+        failed=count[Standing.FAILED],
+        excluded=len(plan.excluded),
+    )
+    return Census(counts, [*(m.failure for m in cohort if m.failure is not None), *plan.excluded])
+
+
+def _after(plan: RoundPlan, outcome: RoundOutcome) -> Census:
+    counts = ClientCounts(
+        selected=len(plan.cohort),
+        submitted=len(outcome.submitted),
+        failed=len(outcome.failed),
+        excluded=len(plan.excluded),
+    )
+    return Census(counts, [*outcome.failed, *plan.excluded])
+
+
+def _privacy(seen: ObservedRound) -> PrivacyPlan | None:
+    """What privacy costs, known before anything is spent."""
+    if seen.plan is not None:
+        return privacy_plan([planned.grant.mechanism for planned in seen.plan.cohort], seen.trained_weights)
+    return None
+
+
+def privacy_plan(mechanisms: Sequence[MechanismSpec], trained_weights: int | None) -> PrivacyPlan:
+    """σ of the cohort, and σ·√d / (q·N): length of the noise over the largest length of a mean gradient."""
+    sigmas = [m.noise_multiplier for m in mechanisms]
+    batch = mechanisms[0].expected_batch_size
+    ratios = [sigma * math.sqrt(trained_weights) / batch for sigma in sigmas] if trained_weights else []
+    return PrivacyPlan(
+        noise_multiplier=_range(sigmas), expected_batch_size=batch, noise_to_signal=_range(ratios)
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    ends = [f"{value:.4g}" for value in (min(values), max(values))] if values else []
+    return " to ".join(dict.fromkeys(ends))
+
+
+def _base_model(seen: ObservedRound) -> ModelRef | None:
+    if seen.plan is not None:
+        return seen.plan.base_model
+    return seen.selection.base_model.ref if seen.selection is not None else None
+
+
+METRIC_PREFIXES = {"baseline": "baseline", "new": ""}
+
+
+def metrics_of(report: EvaluationReport | None) -> list[Metric]:
+    """baselineLoss, loss, baselinePerplexity and so on: public numbers of a public data set."""
+    return [
+        Metric(name=_metric_name(METRIC_PREFIXES.get(score.role, score.role), name), value=f"{value:.6g}")
+        for score in (report.scores if report is not None else ())
+        for name, value in (
+            ("loss", score.loss),
+            ("perplexity", score.perplexity),
+            ("accuracy", score.accuracy),
+        )
+    ]
+
+
+def _metric_name(prefix: str, name: str) -> str:
+    return prefix + name.capitalize() if prefix else name
+
+
+def events(old: FederatedRoundStatus, new: FederatedRoundStatus) -> tuple[Event, ...]:
+    """What changed since the status that was written last."""
+    known = {(f.client, f.reason) for f in old.failed_clients}
+    failed = [f for f in new.failed_clients if (f.client, f.reason) not in known]
+    return (
+        *(Event(f.reason, f"client {f.client}: {f.message}", "Warning") for f in failed),
+        *conditions.transition(old.conditions, new.conditions),
+    )
