@@ -23,15 +23,15 @@ START_SECONDS_MAX = 20.0
 def s3_server(directory: Path) -> Iterator[S3Server]:
     """A server of its own, on a free port, with its data under `directory`; gone afterwards."""
     program = component_directory(VERSITYGW) / "versitygw"
-    buckets, users = directory / "buckets", directory / "users"
-    buckets.mkdir()
-    users.mkdir()
+    buckets, users, sidecar = (directory / name for name in ("buckets", "users", "sidecar"))
+    for path in (buckets, users, sidecar):
+        path.mkdir()
     endpoint = f"http://127.0.0.1:{_free_port()}"
     root = ("root", secrets.token_hex(20))
     server = ["--port", endpoint.removeprefix("http://"), "--region", S3_REGION, "--quiet"]
     server += ["--health", "/health", "--iam-dir", str(users)]
     process = subprocess.Popen(
-        [program, *server, "posix", str(buckets)],
+        [program, *server, "posix", "--sidecar", str(sidecar), str(buckets)],
         env={"ROOT_ACCESS_KEY": root[0], "ROOT_SECRET_KEY": root[1]},
         stdout=subprocess.DEVNULL,
         stderr=(directory / "log").open("wb"),

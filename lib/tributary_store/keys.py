@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from tributary_api.meta import NamespacedName
 
+MANIFEST = "manifest.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -26,6 +28,21 @@ class Layout:
         """Folder of compressed bundles, each as <sha256>/."""
         return self._uri("releases/")
 
+    @property
+    def datasets(self) -> str:
+        """Folder of public data sets."""
+        return self._uri("datasets/")
+
+    @property
+    def clients(self) -> str:
+        """Folder of all clients' deltas."""
+        return self._uri("clients/")
+
+    def client(self, client: NamespacedName) -> str:
+        """Folder of one client's deltas."""
+        # The client comes first: a `*` in a bucket policy crosses `/`, so only a leading part can be scoped.
+        return f"{self.clients}{client.namespace}/{client.name}/"
+
     def plan(self, run_key: str) -> str:
         return self._uri(f"rounds/{run_key}/plan.json")
 
@@ -33,21 +50,20 @@ class Layout:
         return self._uri(f"rounds/{run_key}/outcome.json")
 
     def aggregate_manifest(self, run_key: str) -> str:
-        return self._uri(f"rounds/{run_key}/aggregate/manifest.json")
+        return self._uri(f"rounds/{run_key}/aggregate/{MANIFEST}")
 
     def evaluation(self, run_key: str) -> str:
         return self._uri(f"rounds/{run_key}/evaluation.json")
 
-    def _client(self, client: NamespacedName, run_key: str) -> str:
-        # The client comes first: a `*` in a bucket policy crosses `/`, so only a leading part can be scoped.
+    def _round_of_client(self, client: NamespacedName, run_key: str) -> str:
         # No attempt in it: two different deltas of one client and round must never both exist.
-        return f"clients/{client.namespace}/{client.name}/rounds/{run_key}"
+        return f"{self.client(client)}rounds/{run_key}"
 
     def delta(self, client: NamespacedName, run_key: str) -> str:
-        return self._uri(f"{self._client(client, run_key)}/delta.safetensors")
+        return f"{self._round_of_client(client, run_key)}/delta.safetensors"
 
     def delta_manifest(self, client: NamespacedName, run_key: str) -> str:
-        return self._uri(f"{self._client(client, run_key)}/manifest.json")
+        return f"{self._round_of_client(client, run_key)}/{MANIFEST}"
 
     def compression_manifest(self, key: str) -> str:
         return self._uri(f"releases/manifests/{key}.json")

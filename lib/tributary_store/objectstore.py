@@ -27,7 +27,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tributary_api.records import CHUNK_BYTES, FileDigest
 from tributary_api.shared import StoreEndpoint
 from tributary_store.digests import digest_of_file, read_span, spans
-from tributary_store.errors import AccessDenied, ObjectDamaged, ObjectExists, ObjectMissing, StoreUnreachable
+from tributary_store.errors import (
+    AccessDenied,
+    ObjectDamaged,
+    ObjectExists,
+    ObjectMissing,
+    StoreError,
+    StoreUnreachable,
+)
 from tributary_store.faults import Request, code_of, explained, is_missing, status_of
 from tributary_store.objects import ObjectInfo, bucket_and_key
 from tributary_store.transfers import TRANSFERS_PARALLEL, download, has_bytes
@@ -91,10 +98,23 @@ class ObjectStore:
         try:
             answer = self._client.head_object(Bucket=bucket, Key=key)
         except (ClientError, BotoCoreError) as error:
+            explanation = self._explained(error, "HEAD", uri)
             if isinstance(error, ClientError) and is_missing(error):
                 return None
-            raise self._explained(error, "HEAD", uri) from error
+            if isinstance(explanation, AccessDenied) and self._is_absent(uri):
+                return None
+            raise explanation from error
         return ObjectInfo(uri, answer["ContentLength"])
+
+    def _is_absent(self, uri: str) -> bool:
+        """Whether a denied object does not exist: AWS says 403 unless it may list the whole bucket.
+
+        False if that cannot be known.
+        """
+        try:
+            return all(info.uri != uri for info in self.list(uri))
+        except StoreError:
+            return False
 
     def list(self, prefix_uri: str) -> Iterator[ObjectInfo]:
         bucket, prefix = bucket_and_key(prefix_uri)
@@ -145,7 +165,10 @@ class ObjectStore:
         except (ClientError, BotoCoreError) as error:
             if isinstance(error, ClientError) and code_of(error) == "InvalidRange":
                 raise ObjectDamaged(f"{uri}: the object ends before the bytes that were asked for") from error
-            raise self._explained(error, "GET", uri) from error
+            explanation = self._explained(error, "GET", uri)
+            if isinstance(explanation, AccessDenied) and self._is_absent(uri):
+                raise ObjectMissing(f"GET {uri} at {self.endpoint}: there is no such object") from error
+            raise explanation from error
 
     def _settled(self, error: Exception, uri: str, is_same: Callable[[], bool]) -> bool:
         """Whether a write that failed has happened after all: True, by this call; False, before it."""
