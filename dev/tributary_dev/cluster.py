@@ -168,6 +168,7 @@ def _converge(place: ClusterPlaces, binaries: Path, nodes: int) -> Cluster:
         place.etcd,
         place.s3 / "users",
         place.s3 / "buckets",
+        place.s3 / "metadata",
         place.kubelet,
     ):
         directory.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,9 @@ class ProgramList:
         s3 = self.place.s3
         address = [f"--port={self.subnet.node}:{S3_PORT}", f"--region={S3_REGION}"]
         server = ["--quiet", "--keep-alive", "--health=/health", f"--iam-dir={s3 / 'users'}"]
-        return self._program("versitygw", *address, *server, "posix", str(s3 / "buckets"), env=self.s3_env)
+        # Policies lie in files of their own: as extended attributes they could have 4 KiB at most on ext4.
+        disk = ["posix", f"--sidecar={s3 / 'metadata'}", str(s3 / "buckets")]
+        return self._program("versitygw", *address, *server, *disk, env=self.s3_env)
 
     def _api_server(self) -> Program:
         pki = self.place.pki
