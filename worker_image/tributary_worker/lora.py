@@ -8,9 +8,7 @@ mean(B) A = mean(B A).
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tributary_worker.lora_init import frozen_a
 from tributary_worker.privacy.errors import UnsupportedError
 
 DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
@@ -121,17 +120,9 @@ def add_adapters(model: Any, settings: LoraSettings, seed: str) -> list[str]:
         leaf = name.rpartition(".")[2]
         adapter = LoraLinear(getattr(parent, leaf), settings)
         with torch.no_grad():
-            adapter.lora_a.copy_(initial_a(seed, name, tuple(adapter.lora_a.shape)))
+            adapter.lora_a.copy_(torch.from_numpy(frozen_a(seed, name, *adapter.lora_a.shape)))
         setattr(parent, leaf, adapter)
     return names
-
-
-def initial_a(seed: str, name: str, shape: tuple[int, ...]) -> Tensor:
-    """Kaiming-uniform with slope sqrt(5), as in the LoRA paper's code: U(-1/sqrt(in), 1/sqrt(in))."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    bound = 1.0 / math.sqrt(shape[1])
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:

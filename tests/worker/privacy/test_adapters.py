@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from hashlib import sha256
+
 import pytest
 import tiny_models
 import torch
@@ -7,6 +9,7 @@ from torch.func import functional_call, grad, vmap
 
 from tributary_api.shared import TaskKind
 from tributary_worker import lora
+from tributary_worker.lora_init import frozen_a
 from tributary_worker.objectives import IGNORED_LABEL, OBJECTIVES
 from tributary_worker.privacy.adapters import PerExampleAdapters
 from tributary_worker.privacy.clipping import per_example_norms
@@ -122,10 +125,20 @@ def test_the_delta_of_a_conv1d_and_of_a_linear_layer_is_b_times_a():
 
 
 def test_clients_share_the_frozen_factor_and_rounds_do_not():
-    shape = (3, 16)
-    assert torch.equal(lora.initial_a("round", "q_proj", shape), lora.initial_a("round", "q_proj", shape))
-    assert not torch.equal(lora.initial_a("round", "q_proj", shape), lora.initial_a("next", "q_proj", shape))
-    assert not torch.equal(lora.initial_a("round", "q_proj", shape), lora.initial_a("round", "k_proj", shape))
+    shared = frozen_a("round", "q_proj", 3, 16)
+    assert (shared == frozen_a("round", "q_proj", 3, 16)).all()
+    assert not (shared == frozen_a("next", "q_proj", 3, 16)).any()
+    assert not (shared == frozen_a("round", "k_proj", 3, 16)).any()
+
+
+def test_the_frozen_factor_is_uniform_and_never_changes():
+    large = frozen_a("round", "q_proj", 64, 1024)
+    assert abs(large).max() <= 1024**-0.5
+    # Mean 0 and variance bound**2 / 3; 5 standard errors of 65 536 draws.
+    assert abs(large.mean()) < 5 * large.std() / 256
+    assert abs(large.var() * 1024 * 3 - 1) < 0.02
+    # A round that is taken up again under a later version must find the same factor.
+    assert sha256(large.tobytes()).hexdigest()[:16] == "dd0af164bab05ace"
 
 
 def test_peft_names():
