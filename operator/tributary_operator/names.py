@@ -6,6 +6,7 @@ import hashlib
 
 from tributary_api.base import GROUP
 from tributary_api.meta import NamespacedName
+from tributary_api.release import ModelRelease
 from tributary_api.round import FederatedRound
 
 FIELD_MANAGER = "tributary"
@@ -22,6 +23,10 @@ CLIENT = f"{GROUP}/client"
 ATTEMPT = f"{GROUP}/attempt"
 RELEASE = f"{GROUP}/release"
 REVISION = f"{GROUP}/revision"
+RECORD = f"{GROUP}/record"
+"""On a Job of a release: the key of the record that it makes."""
+REVISION_RECORD = f"{GROUP}/revision-record"
+"""Annotation on a serving Deployment: its Revision as JSON, so that what serves can always be told."""
 OWNER = f"{GROUP}/owner"
 """Annotation `<kind>/<namespace>/<name>` of the object whose daemon an event of this child wakes."""
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
@@ -62,7 +67,9 @@ def owner(kind: str, namespace: str, name: str) -> str:
 def _of_round(fedround: FederatedRound, *parts: str) -> str:
     # The run key tells apart rounds of equal names: of two hubs, or applied again with another spec.
     room = NAME_LENGTH_MAX - INDEX_LENGTH - sum(len(part) + 1 for part in parts) - HASH_LENGTH - 1
-    return "-".join([bounded(fedround.metadata.name, length=room), fedround.run_key[:HASH_LENGTH], *parts])
+    # An object's name may hold dots, a host name's label must not.
+    name = bounded(fedround.metadata.name.replace(".", "-"), length=room)
+    return "-".join([name, fedround.run_key[:HASH_LENGTH], *parts])
 
 
 def train_job(fedround: FederatedRound, client: NamespacedName, attempt: int) -> str:
@@ -94,3 +101,31 @@ def round_labels(fedround: FederatedRound, stage: str, attempt: int) -> dict[str
 
 def round_annotations(fedround: FederatedRound) -> dict[str, str]:
     return {OWNER: owner(FederatedRound.KIND, fedround.metadata.namespace, fedround.metadata.name)}
+
+
+def release_job(release: ModelRelease, stage: str, key: str, attempt: int) -> str:
+    """A Job of a release that makes the record with this key."""
+    tail = f"{stage}-{key[:HASH_LENGTH]}-{attempt}"
+    room = NAME_LENGTH_MAX - INDEX_LENGTH - len(tail) - 1
+    return f"{bounded(release.metadata.name, length=room)}-{tail}"
+
+
+def serving_deployment(release: ModelRelease, revision: str) -> str:
+    room = NAME_LENGTH_MAX - len(revision) - 1
+    return f"{bounded(release.metadata.name, length=room)}-{revision}"
+
+
+def disruption_budget(release: ModelRelease) -> str:
+    return bounded(release.metadata.name)
+
+
+def release_labels(release: ModelRelease, stage: str) -> dict[str, str]:
+    return {MANAGED_BY: MANAGED_BY_VALUE, STAGE: stage, RELEASE: bounded(release.metadata.name)}
+
+
+def serving_labels(release: ModelRelease, revision: str) -> dict[str, str]:
+    return {**release_labels(release, SERVE), REVISION: revision}
+
+
+def release_annotations(release: ModelRelease) -> dict[str, str]:
+    return {OWNER: owner(ModelRelease.KIND, release.metadata.namespace, release.metadata.name)}

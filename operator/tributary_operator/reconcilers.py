@@ -6,6 +6,7 @@ from tributary_operator.clients.reconciler import ClientReconciler
 from tributary_operator.daemons import Daemons
 from tributary_operator.kinds import CLIENT
 from tributary_operator.reconciler import Reconciler, World
+from tributary_operator.releases.reconciler import ReleaseReconciler
 from tributary_operator.rounds.reconciler import RoundReconciler
 
 
@@ -13,4 +14,5 @@ def reconcilers(world: World, daemons: Daemons) -> list[Reconciler]:
     return [
         ClientReconciler(world, lambda: daemons.all(CLIENT)),
         RoundReconciler(world),
+        ReleaseReconciler(world),
     ]

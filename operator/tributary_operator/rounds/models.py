@@ -1,4 +1,4 @@
-"""The model that a round starts from, checked before anything is spent."""
+"""The model that a round starts from or a release serves, checked before anything is spent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tributary_api.records import OutcomeKind, RoundOutcome
 from tributary_api.round import FederatedRound, Method
-from tributary_api.shared import ModelRef
+from tributary_api.shared import ModelRef, ModelSource
 from tributary_operator.kinds import ROUND
 from tributary_operator.reconciler import World
 from tributary_operator.rounds.observed import BaseModel
@@ -18,14 +18,14 @@ from tributary_store.objectstore import ObjectStore
 CONFIG_FILE = "config.json"
 
 
-async def base_model(world: World, fedround: FederatedRound) -> BaseModel:
-    source = fedround.spec.base_model
+async def resolve(world: World, namespace: str, source: ModelSource) -> BaseModel:
+    """The model that a spec of this namespace names, by URI and digest or by the round that made it."""
     if source.round_ref is not None:
-        found = await _of_round(world, fedround.metadata.namespace, source.round_ref.name)
+        found = await _of_round(world, namespace, source.round_ref.name)
     elif source.uri is not None and source.digest is not None:
         found = BaseModel(ModelRef(uri=source.uri, digest=source.digest))
     else:
-        found = BaseModel(reason="ModelMissing", message="spec.baseModel names no model", is_stalled=True)
+        found = BaseModel(reason="ModelMissing", message="the spec names no model", is_stalled=True)
     return found if found.ref is None else await _checked(world, found.ref)
 
 

@@ -15,7 +15,7 @@ from tributary_operator.api import Forbidden
 from tributary_operator.kinds import CLIENT
 from tributary_operator.reconciler import World
 from tributary_operator.rounds.eligibility import failure, name_of, overlapping
-from tributary_operator.rounds.models import base_model
+from tributary_operator.rounds.models import resolve
 from tributary_operator.rounds.observed import Candidate, ObservedRound, Selection
 from tributary_operator.rounds.planning import grant, rounded, training_of
 from tributary_operator.rounds.selecting import agreeing
@@ -25,7 +25,7 @@ from tributary_store.errors import StoreError, StoreUnreachable
 
 async def select(world: World, fedround: FederatedRound, owner: str, *, ask_ledgers: bool) -> Selection:
     """`ask_ledgers` is put off by a pass, so that the status says what takes the time."""
-    base = await base_model(world, fedround)
+    base = await resolve(world, fedround.metadata.namespace, fedround.spec.base_model)
     if base.ref is None:
         return Selection(base)
     candidates = await _candidates(world, fedround, owner)

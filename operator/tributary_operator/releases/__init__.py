@@ -1,0 +1,1 @@
+"""ModelReleases: resolve, compress, gate, start the candidate, promote, watch, retire."""
