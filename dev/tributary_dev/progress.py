@@ -21,7 +21,7 @@ def clock(seconds: float) -> str:
 
 
 def note(text: str) -> None:
-    console.print(text, markup=False)
+    console.print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
