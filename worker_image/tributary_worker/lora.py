@@ -18,18 +18,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tributary_worker.lora_init import frozen_a
+from tributary_worker.lora_names import factor_name, target_leaves, targets
 from tributary_worker.privacy.errors import UnsupportedError
 
-DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
-    "gpt2": ("c_attn", "c_proj", "c_fc"),
-    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    "mistral": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    "qwen2": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-}
-"""Every linear layer of a block, which beats attention alone (Dettmers et al. 2023); by
-`config.model_type`."""
-
-PEFT_PREFIX = "base_model.model."
 CLASSIFICATION_HEADS = ("score", "classifier")
 
 
@@ -94,12 +85,12 @@ def features(module: nn.Module) -> tuple[int, int]:
 
 def target_names(model: Any, settings: LoraSettings) -> list[str]:
     """Full names of the modules to adapt, in the model's order."""
-    wanted = settings.targets or DEFAULT_TARGETS.get(model.config.model_type, ())
+    wanted = target_leaves(model.config.model_type, settings.targets)
     if not wanted:
         raise UnsupportedError(
             f"no default targets for model type {model.config.model_type!r}: set method.lora.targetModules"
         )
-    names = [name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in wanted]
+    names = targets((name for name, _ in model.named_modules()), wanted)
     if not names:
         raise UnsupportedError(
             f"no module of the model is called {', '.join(wanted)}: see method.lora.targetModules"
@@ -136,8 +127,8 @@ def peft_tensors(model: nn.Module) -> dict[str, Tensor]:
     `adapter_model.safetensors`."""
     tensors: dict[str, Tensor] = {}
     for name, adapter in adapters(model):
-        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = _saved(adapter.lora_a)
-        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = _saved(adapter.lora_b)
+        tensors[factor_name(name, "lora_A")] = _saved(adapter.lora_a)
+        tensors[factor_name(name, "lora_B")] = _saved(adapter.lora_b)
     return tensors
 
 

@@ -1,0 +1,56 @@
+"""What clients and the aggregator must agree on about adapters: where they are, and their names.
+
+No torch: the aggregator does without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+Factor = Literal["lora_A", "lora_B"]
+
+DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
+    "gpt2": ("c_attn", "c_proj", "c_fc"),
+    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "mistral": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "qwen2": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+}
+"""Every linear layer of a block, which beats attention alone (Dettmers et al. 2023); by model type."""
+
+CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
+CONV1D_LEAVES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+"""Layers of the GPT-2 family that keep their weight as (inputs, outputs)."""
+
+PEFT_PREFIX = "base_model.model."
+
+
+def target_leaves(model_type: str, chosen: Sequence[str]) -> tuple[str, ...]:
+    """The last parts of the names of the modules to adapt; empty without a default for the type."""
+    return tuple(chosen) or DEFAULT_TARGETS.get(model_type, ())
+
+
+def leaf(module: str) -> str:
+    return module.rsplit(".", 1)[-1]
+
+
+def targets(modules: Iterable[str], leaves: Sequence[str]) -> list[str]:
+    return [module for module in modules if leaf(module) in leaves]
+
+
+def is_transposed(model_type: str, module: str) -> bool:
+    """Whether the module's weight is (inputs, outputs), unlike that of a linear layer."""
+    return model_type in CONV1D_TYPES and leaf(module) in CONV1D_LEAVES
+
+
+def factor_name(module: str, factor: Factor) -> str:
+    """The name of a factor in PEFT's `adapter_model.safetensors`."""
+    return f"{PEFT_PREFIX}{module}.{factor}.weight"
+
+
+def module_of(tensor: str) -> str | None:
+    """The module that a factor belongs to; None if the name is not a factor's."""
+    for factor in ("lora_A", "lora_B"):
+        if tensor.startswith(PEFT_PREFIX) and tensor.endswith(f".{factor}.weight"):
+            return tensor.removeprefix(PEFT_PREFIX).removesuffix(f".{factor}.weight")
+    return None
