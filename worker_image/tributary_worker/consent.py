@@ -29,9 +29,8 @@ from tributary_api.tasks import TrainTask
 from tributary_worker.failures import StageFailure
 from tributary_worker.store_access import store_failures
 
-SERVICE_ACCOUNT_DIR = "/var/run/secrets/kubernetes.io/serviceaccount"
-SERVICE_ACCOUNT_DIR_ENV = "TRIBUTARY_SERVICE_ACCOUNT_DIR"
-"""Where token and ca.crt lie instead, outside a cluster."""
+SERVICE_ACCOUNT_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
+"""Where the kubelet puts token and ca.crt."""
 
 REQUEST_TIMEOUT_SECONDS = 20
 EPSILON_TOLERANCE = 1e-3
@@ -46,8 +45,9 @@ class ApiServer:
     account: Path
 
     @classmethod
-    def of_cluster(cls) -> ApiServer:
-        """The server that the kubelet names in the environment of every pod."""
+    def of_cluster(cls, account: Path) -> ApiServer:
+        """The server that the kubelet names in the environment of every pod; `account` holds token and
+        ca.crt."""
         host, port = (
             os.environ.get("KUBERNETES_SERVICE_HOST"),
             os.environ.get("KUBERNETES_SERVICE_PORT", "443"),
@@ -56,7 +56,6 @@ class ApiServer:
             raise StageFailure(
                 Reason.CONSENT_REFUSED, "no Kubernetes API server: consent cannot be checked here"
             )
-        account = Path(os.environ.get(SERVICE_ACCOUNT_DIR_ENV, SERVICE_ACCOUNT_DIR))
         return cls(f"https://{f'[{host}]' if ':' in host else host}:{port}", account)
 
     def client(self, name: NamespacedName) -> FederatedClient:

@@ -40,6 +40,7 @@ from tributary_store.errors import ObjectExists
 from tributary_store.objects import Objects
 from tributary_worker import consent, distributed, lora
 from tributary_worker.batches import TokenizedRecords, padding_id
+from tributary_worker.consent import SERVICE_ACCOUNT_PATH, ApiServer
 from tributary_worker.data import Files, files_of, read_private_data
 from tributary_worker.distributed import on_first_rank
 from tributary_worker.failures import StageFailure
@@ -67,15 +68,19 @@ class Surroundings:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the task in the environment, or in `--task FILE`; gives the exit code."""
-    task = task_of(argv)
-    return distributed.launch(task, argv, lambda layout: _run(task, layout))
+    """Run the task in the environment, or in `--task FILE`, in all processes of this pod; gives the exit
+    code."""
+    options = options_of(argv)
+    if options.task is not None:
+        os.environ[TASK_ENV] = options.task.read_text()
+    task = read_task(TrainTask)
 
+    def run(layout: distributed.RankLayout) -> int:
+        with distributed.process_group(layout):
+            train(task, surroundings_of(task, options.root))
+        return 0
 
-def _run(task: TrainTask, layout: distributed.RankLayout) -> int:
-    with distributed.process_group(layout):
-        train(task, surroundings_of(task))
-    return 0
+    return distributed.launch(task, argv, run)
 
 
 def train(task: TrainTask, world: Surroundings) -> None:
@@ -100,27 +105,32 @@ def train(task: TrainTask, world: Surroundings) -> None:
     on_first_rank(lambda: publish(task, world.store, model, figures))
 
 
-def task_of(argv: Sequence[str]) -> TrainTask:
-    """The task in the environment, or in the file that `--task` names."""
+def options_of(argv: Sequence[str]) -> argparse.Namespace:
+    """`task` and `root` from the command line. A pod has neither: admission allows it no arguments, and no
+    variable that could point at another key or another API server."""
     parser = argparse.ArgumentParser(prog="tributary_worker train")
     parser.add_argument("--task", type=Path, help=f"file with the task, instead of the variable {TASK_ENV}")
-    path: Path | None = parser.parse_args(argv).task
-    if path is not None:
-        os.environ[TASK_ENV] = path.read_text()
-    return read_task(TrainTask)
+    parser.add_argument(
+        "--root", type=Path, default=Path("/"), help="where a pod's mounts lie, outside a pod"
+    )
+    return parser.parse_args(argv)
 
 
-def surroundings_of(task: TrainTask) -> Surroundings:
-    """The real ones, in a pod."""
+def surroundings_of(task: TrainTask, root: Path) -> Surroundings:
+    """The real ones, with the pod's mounts below `root`."""
     store = open_store(task.store)
     data_store = open_store(task.data.store, DATA_CREDENTIALS_PREFIX) if task.data.store else store
     return Surroundings(
         store=store,
-        files=files_of(task.data, data_store, Path(DATA_MOUNT_PATH)),
-        client=lambda: consent.ApiServer.of_cluster().client(task.grant.client),
-        tenant_key=read_tenant_key(Path(NOISE_KEY_PATH)),
+        files=files_of(task.data, data_store, below(root, DATA_MOUNT_PATH)),
+        client=lambda: ApiServer.of_cluster(below(root, SERVICE_ACCOUNT_PATH)).client(task.grant.client),
+        tenant_key=read_tenant_key(below(root, NOISE_KEY_PATH)),
         now=lambda: datetime.now(UTC),
     )
+
+
+def below(root: Path, path: str) -> Path:
+    return root / path.removeprefix("/")
 
 
 def read_tenant_key(path: Path) -> bytes:
