@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tributary_api.failures import Reason
 from tributary_api.records import DocumentScore, EvaluationReport
-from tributary_api.shared import ModelRef, TaskKind
 from tributary_api.tasks import EvaluateTask, ScoredModel
-from tributary_store import bundle
 from tributary_store.errors import ObjectExists
 from tributary_store.objects import Objects
-from tributary_worker.compression.loading import LoadedModel, load_model
+from tributary_worker.compression.loading import fetch_model
 from tributary_worker.documents import Document, read_documents
 from tributary_worker.failures import StageFailure
 from tributary_worker.scoring import NonFiniteScoreError, model_score, score_documents
@@ -63,10 +59,3 @@ def _scores(
     except NonFiniteScoreError as error:
         message = f"{scored.role} model {scored.model.uri}: {error}; it is broken and cannot be evaluated"
         raise StageFailure(Reason.MODEL_UNSUPPORTED, message) from error
-
-
-def fetch_model(store: Objects, ref: ModelRef, task: TaskKind) -> LoadedModel:
-    """Pull a bundle and load it; its files are not needed afterwards."""
-    with tempfile.TemporaryDirectory() as directory:
-        bundle.pull(store, ref, Path(directory))
-        return load_model(Path(directory), task)

@@ -102,7 +102,7 @@ def test_a_model_with_nan_is_not_scored(tmp_path):
     model = tiny_models.llama()
     torch.nn.init.constant_(model.model.norm.weight, float("nan"))
     loaded = load_model(tiny_models.save(model, tmp_path), LM)
-    with pytest.raises(NonFiniteScoreError, match="document 0000.* is nan"):
+    with pytest.raises(NonFiniteScoreError, match=r"document 0000.* is nan"):
         score_documents(loaded, documents(), LM, LENGTH, quiet)
 
 

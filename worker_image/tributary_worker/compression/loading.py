@@ -7,6 +7,7 @@ refuses the model.
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from tributary_api.failures import Reason
-from tributary_api.shared import TaskKind
+from tributary_api.shared import ModelRef, TaskKind
+from tributary_store import bundle
+from tributary_store.objects import Objects
 from tributary_worker.failures import StageFailure
 
 CLASSES = {
@@ -65,6 +68,13 @@ def load_model(directory: Path, task: TaskKind) -> LoadedModel:
         raise _unsupported(f"the model cannot be loaded: {type(error).__name__}: {error}") from error
     _check_vocabulary(tokenizer, model)
     return LoadedModel(model.eval().requires_grad_(False).to(device), tokenizer, device)
+
+
+def fetch_model(store: Objects, ref: ModelRef, task: TaskKind) -> LoadedModel:
+    """Pull a bundle and load it; its files are gone afterwards. StoreErrors go through."""
+    with tempfile.TemporaryDirectory() as directory:
+        bundle.pull(store, ref, Path(directory))
+        return load_model(Path(directory), task)
 
 
 def _complete_model(directory: Path, task: TaskKind) -> Any:

@@ -1,0 +1,1 @@
+"""The inference server: an OpenAI-compatible completions API over one model."""
