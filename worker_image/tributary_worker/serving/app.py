@@ -81,7 +81,11 @@ class _Api:
             return StreamingResponse(
                 events, media_type="text/event-stream", headers={"cache-control": "no-cache"}
             )
-        return JSONResponse(await self._whole(completion, prompt_tokens, pieces))
+        try:
+            return JSONResponse(await self._whole(completion, prompt_tokens, pieces))
+        except Exception as error:
+            # Not left to the framework: it would close the connection, and break the client's next request.
+            return JSONResponse(_internal(error), HTTPStatus.INTERNAL_SERVER_ERROR)
 
     async def _whole(
         self, completion: Completion, prompt_tokens: int, pieces: AsyncGenerator[Piece, None]
