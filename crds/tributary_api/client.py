@@ -165,7 +165,7 @@ class FederatedClient(ApiModel):
         ("Reserved", "string", ".status.privacy.reservedEpsilon"),
         ("Remaining", "string", ".status.privacy.remainingEpsilon"),
         ("Rounds", "integer", ".status.privacy.rounds"),
-        ("Expires", "date", ".spec.consent.expires"),
+        ("Expires", "string", ".spec.consent.expires"),
         ("Age", "date", ".metadata.creationTimestamp"),
     ]
 
