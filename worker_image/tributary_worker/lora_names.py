@@ -22,6 +22,9 @@ CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transforme
 CONV1D_LEAVES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 """Layers of the GPT-2 family that keep their weight as (inputs, outputs)."""
 
+INNER_MODEL = {"gpt2": "transformer.", "llama": "model.", "mistral": "model.", "qwen2": "model."}
+"""Where the architecture itself lies in a model with a head."""
+
 PEFT_PREFIX = "base_model.model."
 
 
@@ -54,3 +57,9 @@ def module_of(tensor: str) -> str | None:
         if tensor.startswith(PEFT_PREFIX) and tensor.endswith(f".{factor}.weight"):
             return tensor.removeprefix(PEFT_PREFIX).removesuffix(f".{factor}.weight")
     return None
+
+
+def missing_prefix(model_type: str, modules: Iterable[str]) -> str:
+    """What stored names lack of the running model's: a model may be stored without its head."""
+    prefix = INNER_MODEL.get(model_type, "")
+    return "" if any(module.startswith(prefix) for module in modules) else prefix

@@ -1,0 +1,169 @@
+"""A delta that cannot be trusted is left out by name, and the others make the model that they would alone."""
+
+import numpy as np
+import pytest
+import tiny_models
+from aggregation_worlds import LAYOUT, RUN_KEY, a_round, client, grant_digest
+from safetensors.numpy import save
+
+from tributary_api.failures import Reason
+from tributary_store.errors import StoreUnreachable
+from tributary_worker import lora
+from tributary_worker.failures import StageFailure
+
+B = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+A = B.replace("lora_B", "lora_A")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    model = tiny_models.llama()
+    names = lora.target_names(model, lora.LoraSettings(3, 6.0))
+    modules = {name: lora.features(model.get_submodule(name)) for name in names}
+    return tiny_models.save(model, tmp_path_factory.mktemp("base") / "model"), modules
+
+
+@pytest.fixture
+def made(base):
+    return a_round(*base)
+
+
+def with_tensor(name, change):
+    """The second client's delta with one tensor changed."""
+
+    def publish(made):
+        delta = dict(made.deltas["b"])
+        delta[name] = change(delta[name].copy())
+        made.publish("b", save(delta))
+
+    return publish
+
+
+def put(index, value):
+    def change(tensor):
+        tensor.flat[index] = value
+        return tensor
+
+    return change
+
+
+def flip(made):
+    """The bytes change after the manifest was written."""
+    uri = LAYOUT.delta(client("b"), RUN_KEY)
+    data = bytearray(made.store.objects[uri])
+    data[-5] ^= 1
+    made.store.objects[uri] = bytes(data)
+
+
+def cut(made):
+    uri = LAYOUT.delta(client("b"), RUN_KEY)
+    made.store.objects[uri] = made.store.objects[uri][:-4]
+
+
+def without(*names):
+    return lambda made: made.publish("b", save({k: v for k, v in made.deltas["b"].items() if k not in names}))
+
+
+def forged_receipt(made):
+    manifest = made.store.objects[LAYOUT.delta_manifest(client("b"), RUN_KEY)]
+    forged = manifest.replace(grant_digest("b").encode(), grant_digest("z").encode())
+    assert forged != manifest
+    made.store.objects[LAYOUT.delta_manifest(client("b"), RUN_KEY)] = forged
+
+
+def remove(uri):
+    return lambda made: made.store.objects.pop(uri)
+
+
+CASES = {
+    "not a number": (with_tensor(B, put(-1, np.nan)), "NonFiniteDelta", "not finite"),
+    "infinite": (with_tensor(B, put(0, -np.inf)), "NonFiniteDelta", "not finite"),
+    "a flipped bit": (flip, "DeltaDamaged", "not those that were published"),
+    "cut off": (cut, "DeltaDamaged", "cut off"),
+    "no safetensors": (
+        lambda m: m.publish("b", b"\x80\x04K\x01."),
+        "DeltaDamaged",
+        "not a whole safetensors",
+    ),
+    "empty": (lambda m: m.publish("b", b""), "DeltaDamaged", "not a whole safetensors"),
+    "no delta": (remove(LAYOUT.delta(client("b"), RUN_KEY)), "DeltaMissing", "delta.safetensors"),
+    "no manifest": (remove(LAYOUT.delta_manifest(client("b"), RUN_KEY)), "DeltaMissing", "manifest.json"),
+    "another shape": (with_tensor(B, lambda t: t.T.copy()), "DeltaMalformed", "shape (3, 64), not (64, 3)"),
+    "another type": (with_tensor(B, lambda t: t.astype(np.float16)), "DeltaMalformed", "type F16, not F32"),
+    "a tensor too few": (without(B), "DeltaMalformed", f"no tensor {B}"),
+    "a tensor too many": (
+        lambda m: m.publish("b", save({**m.deltas["b"], "evil": m.deltas["b"][B]})),
+        "DeltaMalformed",
+        "evil belongs to no trained weight",
+    ),
+    "a frozen factor of its own": (with_tensor(A, put(3, 0.25)), "GrantMismatch", "not the frozen one"),
+    "another grant": (forged_receipt, "GrantMismatch", "is for grant"),
+    "another run": (lambda m: m.publish("b", run_key="f" * 40), "GrantMismatch", "is for run"),
+    "another client": (lambda m: m.publish("b", client=client("a")), "GrantMismatch", "is for client"),
+    "another base model": (
+        lambda m: m.publish("b", base_model_digest="sha256:" + "1" * 64),
+        "GrantMismatch",
+        "is for base model",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_bad_delta_is_left_out_by_name(base, made, tmp_path, case):
+    spoil, reason, message = CASES[case]
+    spoil(made)
+    manifest = made.run(tmp_path / "work")
+    (failure,) = manifest.excluded
+    assert (failure.client, failure.reason) == ("clinic-b/notes", reason)
+    assert message in failure.message
+    assert [c.namespace for c in manifest.included] == ["clinic-a", "clinic-c"]
+    others = a_round(*base).only("a", "c").run(tmp_path / "others")
+    assert manifest.model.digest == others.model.digest
+
+
+def test_a_frozen_factor_need_not_be_sent(base, made, tmp_path):
+    full = a_round(*base).run(tmp_path / "full")
+    without(*[name for name in made.deltas["b"] if "lora_A" in name])(made)
+    assert made.run(tmp_path / "work").model == full.model
+
+
+def test_below_the_quorum_nothing_is_published(made, tmp_path):
+    flip(made)
+    before = set(made.store.objects)
+    object.__setattr__(made, "quorum", 3)
+    with pytest.raises(
+        StageFailure, match=r"2 usable deltas of 3.*clinic-b/notes \(DeltaDamaged\)"
+    ) as raised:
+        made.run(tmp_path / "work")
+    assert raised.value.reason is Reason.QUORUM_BROKEN
+    assert not raised.value.retryable
+    assert set(made.store.objects) == before
+
+
+def test_a_store_that_does_not_answer_says_nothing_about_a_delta(made, tmp_path, monkeypatch):
+    get = made.store.get
+
+    def unreachable(uri):
+        if "clinic-b" in uri:
+            raise StoreUnreachable(uri)
+        return get(uri)
+
+    monkeypatch.setattr(made.store, "get", unreachable)
+    with pytest.raises(StoreUnreachable):
+        made.run(tmp_path / "work")
+
+
+def test_a_delta_cannot_change_between_the_check_and_the_mean(made, tmp_path, monkeypatch):
+    read, seen = made.store.get_range, []
+
+    def changing(uri, start, length):
+        data = read(uri, start, length)
+        if uri == LAYOUT.delta(client("b"), RUN_KEY):
+            seen.append(start)
+            if len(seen) > 1:
+                return data[:-1] + bytes([data[-1] ^ 1])
+        return data
+
+    monkeypatch.setattr(made.store, "get_range", changing)
+    with pytest.raises(StageFailure, match="was changed while it was read"):
+        made.run(tmp_path / "work")

@@ -1,0 +1,1 @@
+"""Combining the deltas of a round's clients into one model: NumPy alone, tensor by tensor."""
