@@ -11,7 +11,7 @@ from importlib import import_module
 
 from tributary_worker.failures import run_stage
 
-STAGES = ("train", "aggregate", "evaluate", "compress", "serve")
+STAGES = ("train", "aggregate", "evaluate", "compress", "gate", "serve")
 PRIVATE_STAGES = frozenset({"train"})
 """Stages that see a client's text: nothing an unforeseen error says may leave them."""
 
