@@ -1,4 +1,4 @@
-"""Rounds, clients and what is seen of them, for tests of decisions; a world in which every worker delivers."""
+"""Rounds, clients and what is seen of them, for tests of decisions; a world where all workers deliver."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Daemons:
             daemon.latest = raw
 
     def _tell_rounds(self, kind: Kind) -> None:
-        """A client that appears, agrees or withdraws concerns any round; passes of finished ones are cheap."""
+        """A client that appears, agrees or withdraws concerns any round; finished ones pass it by."""
         if kind == CLIENT:
             for daemon in self._daemons.values():
                 if daemon.target.kind == ROUND:

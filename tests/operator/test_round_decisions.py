@@ -269,14 +269,17 @@ def test_who_is_not_eligible_is_excluded_with_a_reason(reason: str, spec: dict[s
     assert [p.client for p in record.body.cohort] == [nn("b")]
 
 
+B = Candidate(a_client("b"))
+
+
 @pytest.mark.parametrize(
     ("reason", "facts"),
     [
-        ("NoAccess", {"candidates": (Candidate(a_client("a"), access_problem="no"), Candidate(a_client("b")))}),
-        ("OverlappingData", {"candidates": (Candidate(a_client("a"), data_overlaps="x"), Candidate(a_client("b")))}),
+        ("NoAccess", {"candidates": (Candidate(a_client("a"), access_problem="no"), B)}),
+        ("OverlappingData", {"candidates": (Candidate(a_client("a"), data_overlaps="x"), B)}),
         ("BudgetExceeded", {"budget_problems": {nn("a"): failure(nn("a"), "BudgetExceeded", "")}}),
         ("NoiseUnsolvable", {"unsolvable": {900: "no"}, "candidates": (
-            Candidate(a_client("a", data={"numExamples": 900})), Candidate(a_client("b")))}),
+            Candidate(a_client("a", data={"numExamples": 900})), B)}),
     ],
 )  # fmt: skip
 def test_what_was_seen_excludes_too(reason: str, facts: dict[str, Any]) -> None:

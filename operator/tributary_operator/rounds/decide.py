@@ -30,7 +30,7 @@ from tributary_operator.rounds.observed import Attempts, ObservedRound
 from tributary_operator.rounds.selecting import plan_round
 from tributary_operator.rounds.situation import Situation
 from tributary_operator.rounds.status import Position, events, metrics_of, status
-from tributary_operator.rounds.training import Standing, members, stop_all, stops, train_clients
+from tributary_operator.rounds.training import Standing, has_moved_on, members, stop_all, stops, train_clients
 from tributary_operator.settings import Settings
 
 AT_ONCE = timedelta(0)
@@ -42,6 +42,8 @@ Step = Callable[[Situation], Outcome]
 
 def reserve_budget(s: Situation) -> Outcome:
     """Every member is charged before any of them starts; who is refused stays out."""
+    if has_moved_on(s.seen):
+        return Done()
     charged = s.seen.reserved | s.seen.deltas.keys()
     open_ = [
         m.planned for m in members(s) if m.standing is not Standing.FAILED and m.planned.client not in charged

@@ -14,6 +14,7 @@ from tributary_api.records import (
     AggregateManifest,
     DeltaManifest,
     EvaluationReport,
+    Grant,
     PlannedClient,
     RoundOutcome,
     RoundPlan,
@@ -21,6 +22,7 @@ from tributary_api.records import (
 from tributary_api.round import ClientFailure, FederatedRound
 from tributary_operator import names
 from tributary_operator.api import ApiError
+from tributary_operator.conditions import is_true
 from tributary_operator.jobs import ObservedJob
 from tributary_operator.kinds import CLIENT
 from tributary_operator.reconciler import World
@@ -28,7 +30,18 @@ from tributary_operator.rounds.eligibility import failure
 from tributary_operator.rounds.models import trained_weights
 from tributary_operator.rounds.observed import Attempts, ObservedRound, WorkerFailure
 from tributary_operator.rounds.selection import select
+from tributary_operator.rounds.status import LEDGERS_CLOSED
 from tributary_operator.rounds.workers import failure_of
+
+
+def is_granted(manifest: DeltaManifest, grant: Grant) -> bool:
+    """Whether the delta is the one that was paid for: its receipt repeats the grant, word by word."""
+    receipt = manifest.receipt
+    said = (receipt.grant_digest, receipt.mechanism, receipt.epsilon, receipt.delta)
+    about = (manifest.run_key, manifest.client, manifest.base_model_digest)
+    granted = (grant.digest, grant.mechanism, grant.epsilon, grant.delta)
+    return said == granted and about == (grant.run_key, grant.client, grant.base_model_digest)
+
 
 M = TypeVar("M", AggregateManifest, DeltaManifest, EvaluationReport)
 
@@ -48,59 +61,78 @@ class Memory:
     announced: bool = False
     """The status says that the ledgers are being asked."""
     trained_weights: int | None = None
-    is_finished: bool = False
-    """Nothing is left to do for this round."""
 
 
 async def observe(world: World, fedround: FederatedRound, owner: str, memory: Memory) -> ObservedRound:
     layout, run_key = world.settings.layout, fedround.run_key
     outcome = await world.records.find(layout.outcome(run_key), RoundOutcome)
     plan = await world.records.find(layout.plan(run_key), RoundPlan)
-    if plan is not None:
-        return await _planned(world, fedround, plan, outcome, owner=owner, memory=memory)
     if outcome is not None:
-        return ObservedRound(outcome=outcome)
+        if plan is None:
+            return ObservedRound(outcome=outcome)
+        return await _finished(world, fedround, plan, outcome, owner=owner, memory=memory)
+    if plan is not None:
+        return await _planned(world, fedround, plan, owner, memory)
     selection = await select(world, fedround, owner, ask_ledgers=memory.announced)
     memory.announced = True
     return ObservedRound(selection=selection)
 
 
 async def _planned(
-    world: World,
-    fedround: FederatedRound,
-    plan: RoundPlan,
-    outcome: RoundOutcome | None,
-    *,
-    owner: str,
-    memory: Memory,
+    world: World, fedround: FederatedRound, plan: RoundPlan, owner: str, memory: Memory
 ) -> ObservedRound:
     # Jobs before records: a Job that ended in this picture has written its record before we look for it.
-    jobs, no_access = await _jobs(world, fedround, plan, outcome, owner)
-    await _look_for_deltas(world, plan, jobs, outcome, memory)
-    aggregation, evaluation = (_of_stage(jobs, stage) for stage in (names.AGGREGATE, names.EVALUATE))
+    jobs, no_access = await _jobs(world, fedround, plan, None, owner)
+    await _look_for_deltas(world, plan, jobs, memory)
+    await _weigh(world, fedround, plan, memory)
     layout = world.settings.layout
-    if plan.base_model.uri not in memory.looked:
-        memory.looked.add(plan.base_model.uri)
-        memory.trained_weights = await trained_weights(world, fedround.spec.method, plan.base_model)
-    aggregate = await _record(
-        world, memory, layout.aggregate_manifest(plan.run_key), aggregation, AggregateManifest
-    )
-    report = await _record(world, memory, layout.evaluation(plan.run_key), evaluation, EvaluationReport)
+    aggregation, evaluation = (_of_stage(jobs, stage) for stage in (names.AGGREGATE, names.EVALUATE))
+    manifest_uri, report_uri = layout.aggregate_manifest(plan.run_key), layout.evaluation(plan.run_key)
     return ObservedRound(
-        outcome=outcome,
         plan=plan,
-        clients={} if outcome is not None else await _clients(world, plan),
+        clients=await _clients(world, plan),
         reserved=frozenset(memory.reserved),
         refused={**_unreachable(plan, no_access), **memory.refused},
         training=await _training(world, plan, jobs, memory),
         deltas=dict(memory.deltas),
-        aggregate=aggregate,
+        aggregate=await _record(world, memory, manifest_uri, aggregation, AggregateManifest),
         aggregation=await _attempts(world, aggregation, memory),
-        report=report,
+        report=await _record(world, memory, report_uri, evaluation, EvaluationReport),
         evaluation=await _attempts(world, evaluation, memory),
+        trained_weights=memory.trained_weights,
+    )
+
+
+async def _finished(
+    world: World,
+    fedround: FederatedRound,
+    plan: RoundPlan,
+    outcome: RoundOutcome,
+    *,
+    owner: str,
+    memory: Memory,
+) -> ObservedRound:
+    """What is left to tidy up; nothing else matters any more."""
+    if fedround.status.run_key == plan.run_key and is_true(fedround.status.conditions, LEDGERS_CLOSED):
+        # Closing again would change nothing, but it would read every ledger at each start of the operator.
+        memory.closed.update(planned.client for planned in plan.cohort)
+    jobs, _ = await _jobs(world, fedround, plan, outcome, owner)
+    return ObservedRound(
+        outcome=outcome,
+        plan=plan,
+        training={planned.client: _of_client(jobs, planned.client) for planned in plan.cohort},
+        deltas=dict(memory.deltas),
+        aggregation=_of_stage(jobs, names.AGGREGATE),
+        evaluation=_of_stage(jobs, names.EVALUATE),
         trained_weights=memory.trained_weights,
         closed=frozenset(memory.closed),
     )
+
+
+async def _weigh(world: World, fedround: FederatedRound, plan: RoundPlan, memory: Memory) -> None:
+    if plan.base_model.uri not in memory.looked:
+        memory.looked.add(plan.base_model.uri)
+        memory.trained_weights = await trained_weights(world, fedround.spec.method, plan.base_model)
 
 
 async def _jobs(
@@ -174,11 +206,7 @@ async def _attempts(world: World, attempts: Attempts, memory: Memory) -> Attempt
     return Attempts(attempts.jobs, memory.failures[ended.uid])
 
 
-async def _look_for_deltas(
-    world: World, plan: RoundPlan, jobs: list[ObservedJob], outcome: RoundOutcome | None, memory: Memory
-) -> None:
-    if outcome is not None:
-        return
+async def _look_for_deltas(world: World, plan: RoundPlan, jobs: list[ObservedJob], memory: Memory) -> None:
     open_ = [planned for planned in plan.cohort if planned.client not in memory.deltas]
     await asyncio.gather(*(_look_for_delta(world, planned, plan.run_key, jobs, memory) for planned in open_))
 
@@ -191,7 +219,7 @@ async def _look_for_delta(
     manifest = await _record(world, memory, uri, attempts, DeltaManifest)
     if manifest is None:
         return
-    if manifest.receipt.grant_digest == planned.grant.digest and manifest.run_key == run_key:
+    if is_granted(manifest, planned.grant):
         memory.deltas[planned.client] = manifest
     else:
         message = f"the receipt in {uri} is not for the grant of this round"

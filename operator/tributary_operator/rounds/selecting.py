@@ -92,7 +92,8 @@ def _no_client(fedround: FederatedRound) -> Waiting:
     chosen = fedround.spec.clients
     message = (
         f"no FederatedClient with the labels {chosen.selector.match_labels} in a namespace with the labels "
-        f"{chosen.namespace_selector.match_labels}: label one, or create another round"
+        f"{chosen.namespace_selector.match_labels}: label one, or create another "
+        "round (a namespace shows its labels only where its owner has applied the chart tributary-client)"
     )
     return Waiting("NoClientSelected", message, stalled=True, poll_after=LOOK_AGAIN_AFTER)
 

@@ -95,11 +95,14 @@ def _passed(s: Situation, steps: Sequence[str]) -> list[Condition]:
 
 
 def _evaluated(s: Situation) -> Condition:
-    if s.seen.report is not None:
+    measured = s.seen.outcome.metrics if s.seen.outcome is not None else s.seen.report
+    if measured:
         return _condition(s, EVALUATED, "True", EVALUATED)
     if s.fedround.spec.evaluation is None:
         return _condition(s, EVALUATED, "False", "NotRequested", "spec.evaluation is absent")
-    failed = s.seen.evaluation.last_failure
+    old, failed = conditions.find(s.fedround.status.conditions, EVALUATED), s.seen.evaluation.last_failure
+    if old is not None and old.status == "False" and failed is None:
+        return old  # after the outcome nobody asks again why there was no report
     reason, message = (failed.reason, failed.message) if failed else ("NoReport", "there is no report")
     return _condition(s, EVALUATED, "False", reason, message)
 

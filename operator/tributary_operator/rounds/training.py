@@ -61,6 +61,11 @@ def _member(s: Situation, planned: PlannedClient) -> Member:
     return Member(planned, Standing.TO_START)
 
 
+def has_moved_on(seen: ObservedRound) -> bool:
+    """Aggregation has begun: a Job that somebody removes now must not bring its client back."""
+    return seen.aggregate is not None or bool(seen.aggregation.jobs)
+
+
 def _gone(s: Situation, client: NamespacedName) -> ClientFailure | None:
     current = s.seen.clients.get(client)
     if current is None:
@@ -70,6 +75,8 @@ def _gone(s: Situation, client: NamespacedName) -> ClientFailure | None:
 
 def train_clients(s: Situation) -> Outcome:
     """Done when nobody can deliver any more and the quorum has; Failed when the quorum is out of reach."""
+    if has_moved_on(s.seen):
+        return Done()
     cohort, needed = members(s), s.plan.quorum
     count = Counter(member.standing for member in cohort)
     delivered, in_progress = count[Standing.DELIVERED], sum(count[standing] for standing in IN_PROGRESS)
