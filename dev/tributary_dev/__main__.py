@@ -22,7 +22,7 @@ EXPECTED_ERRORS = (
 
 
 def _doctor(_: argparse.Namespace) -> int:
-    machine = doctor.examine()
+    machine = doctor.examine(build.disk_bytes_to_build() + images.disk_bytes_to_build())
     lacks = doctor.diagnose(machine)
     for lack in lacks:
         print(f"- {lack}")
@@ -34,19 +34,21 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _build(_: argparse.Namespace) -> int:
-    doctor.require_machine()
+    doctor.require_machine(build.disk_bytes_to_build())
     print(build.binaries())
     return 0
 
 
 def _images(_: argparse.Namespace) -> int:
-    doctor.require_machine()
+    doctor.require_machine(images.disk_bytes_to_build())
     for name, reference in images.image_references().items():
         print(f"{name} {reference}")
     return 0
 
 
 def _up(arguments: argparse.Namespace) -> int:
+    if arguments.images:
+        doctor.require_machine(build.disk_bytes_to_build() + images.disk_bytes_to_build())
     running = cluster.up(fresh=arguments.fresh, nodes=arguments.nodes)
     if arguments.images:
         cluster.ensure_images(running, images.IMAGE_NAMES)

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,7 @@ def up(*, fresh: bool = False, nodes: int = 1, identity: str | None = None) -> C
     identity: another name than this checkout's path, for a cluster beside the usual one.
     Raises MachineError, CommandError or UnhealthyError, each with what to do or what was logged.
     """
-    require_machine()
+    require_machine(build.disk_bytes_to_build())
     binaries = build.binaries()
     place = ClusterPlaces.of(identity)
     with file_lock(place.lock):
@@ -120,7 +120,7 @@ def environment(cluster: Cluster) -> dict[str, str]:
     }
 
 
-def ensure_images(cluster: Cluster, names: Iterable[str]) -> dict[str, str]:
+def ensure_images(cluster: Cluster, names: Sequence[str]) -> dict[str, str]:
     """Build the named images (`worker`, `operator`) if needed and load them; their references by digest."""
     return images.load(cluster.place, cluster.bin, names)
 

@@ -35,10 +35,12 @@ def render(place: ClusterPlaces, subnet: Subnet, binaries: Path) -> dict[str, st
 
 
 def write(place: ClusterPlaces, files: Mapping[str, str]) -> None:
+    """Write what changed and touch nothing else: kube-proxy ends itself when its file is written."""
     for name, text in files.items():
         path = place.config / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
 
 
 def digest(*texts: str) -> str:

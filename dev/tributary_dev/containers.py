@@ -1,17 +1,20 @@
 """Build container images with buildah from the Containerfiles that `docker build` would use.
 
-No registry is needed: the base image is made by debootstrap, and the result goes into an OCI layout.
+No registry is needed: the base image is made by debootstrap, and the result is read from buildah's storage.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tributary_dev.shell import run, succeeds
 
@@ -19,7 +22,8 @@ DEBIAN_SUITE = "bookworm"
 # What the public Python image has as well: the interpreter with its headers, and certificates.
 BASE_PACKAGES = ("ca-certificates", "libpython3.11-dev", "python3.11", "python3-pip", "python3-venv")
 CA_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
-CA_BUNDLE_IN_IMAGE = "/etc/ssl/certs/ca-certificates.crt"
+# Where a secret of a build appears; never over a file of the image, which buildah would then remove.
+CA_BUNDLE_IN_IMAGE = "/run/secrets/ca"
 UV_CACHE_IN_IMAGE = "/var/cache/uv"
 
 
@@ -51,10 +55,22 @@ class Buildah:
             self.run("rmi", "--force", name)
         self.run("rmi", "--prune", "--force")
 
-    def push(self, name: str, layout: Path, tag: str) -> None:
-        """Put an image into an OCI layout, with the compression that costs least time (layouts need one)."""
-        quickest = ["--compression-format", "zstd", "--compression-level", "1"]
-        self.run("push", *quickest, name, f"oci:{layout}:{tag}")
+    def settings(self, name: str) -> dict[str, Any]:
+        """The OCI configuration of an image."""
+        inspected: dict[str, Any] = json.loads(self.run("inspect", "--type", "image", name))["OCIv1"]
+        return inspected
+
+    def layer_directories(self, name: str) -> list[Path]:
+        """Where the layers of an image lie unpacked, the lowest first (format of containers/storage)."""
+        images = json.loads((self.root / "overlay-images" / "images.json").read_text())
+        layers = json.loads((self.root / "overlay-layers" / "layers.json").read_text())
+        parents = {layer["id"]: layer.get("parent", "") for layer in layers}
+        layer = next(image["layer"] for image in images if name in image.get("names", ()))
+        chain = []
+        while layer:
+            chain.append(self.root / "overlay" / layer / "diff")
+            layer = parents[layer]
+        return chain[::-1]
 
     def make_base(self, name: str) -> None:
         """Make a Debian with Python, from packages."""
@@ -89,15 +105,15 @@ def _make_like_public_image(root: Path) -> None:
 class HostSettings:
     """How this machine reaches package indexes, as files that are mounted while an image is built."""
 
-    directory: Path
+    environment: Path
+    """Shell lines that the Containerfiles read."""
     ca_bundle: Path | None
     uv_cache: Path | None
 
     def flags(self) -> list[str]:
-        secrets = {"pip": self.directory / "pip.conf", "uv": self.directory / "uv.toml"}
+        flags = ["--secret", f"id=settings,src={self.environment}"]
         if self.ca_bundle is not None:
-            secrets["ca"] = self.ca_bundle
-        flags = [flag for name, path in secrets.items() for flag in ("--secret", f"id={name},src={path}")]
+            flags += ["--secret", f"id=ca,src={self.ca_bundle}"]
         if self.uv_cache is not None:
             flags += ["--volume", f"{self.uv_cache}:{UV_CACHE_IN_IMAGE}", "--build-arg", "UV_NO_CACHE=false"]
         return flags
@@ -106,26 +122,24 @@ class HostSettings:
 @contextmanager
 def _settings() -> Iterator[HostSettings]:
     with tempfile.TemporaryDirectory(prefix="tributary-settings-") as name:
-        directory = Path(name)
+        path, bundle = Path(name) / "settings", _ca_bundle()
         index, extra = _index_urls()
-        (directory / "pip.conf").write_text(pip_conf(index, extra))
-        (directory / "uv.toml").write_text(uv_toml(index, extra))
-        yield HostSettings(directory, _ca_bundle(), _uv_cache())
+        path.write_text(shell_settings(index, extra, has_bundle=bundle is not None))
+        yield HostSettings(path, bundle, _uv_cache())
 
 
-def pip_conf(index_url: str, extra_index_url: str) -> str:
-    lines = ["[global]", f"cert = {CA_BUNDLE_IN_IMAGE}"]
-    lines += [f"index-url = {index_url}"] if index_url else []
-    lines += [f"extra-index-url = {extra_index_url}"] if extra_index_url else []
-    return "\n".join(lines) + "\n"
-
-
-def uv_toml(index_url: str, extra_index_url: str) -> str:
-    lines = [f'index-url = "{index_url}"'] if index_url else []
-    if extra_index_url:
-        quoted = ", ".join(f'"{url}"' for url in extra_index_url.split())
-        lines.append(f"extra-index-url = [{quoted}]")
-    return "".join(f"{line}\n" for line in lines)
+def shell_settings(index_url: str, extra_index_url: str, *, has_bundle: bool) -> str:
+    """Shell lines that tell pip and uv which indexes and certificates to use; nothing for what is not set."""
+    bundle = CA_BUNDLE_IN_IMAGE if has_bundle else ""
+    variables = {
+        "PIP_INDEX_URL": index_url,
+        "UV_DEFAULT_INDEX": index_url,
+        "PIP_EXTRA_INDEX_URL": extra_index_url,
+        "UV_EXTRA_INDEX_URL": extra_index_url,
+        "PIP_CERT": bundle,
+        "SSL_CERT_FILE": bundle,
+    }
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items() if value)
 
 
 def _index_urls() -> tuple[str, str]:

@@ -16,7 +16,8 @@ from tributary_dev.oci import GO_ARCHITECTURES
 from tributary_dev.progress import step
 from tributary_dev.shell import run
 
-DISK_BYTES_MIN = 25 * 10**9
+# For the objects, logs and containers of a running cluster. What is still to be built comes on top.
+DISK_BYTES_RUNNING = 4 * 10**9
 MEMORY_BYTES_MIN = 6 * 10**9
 
 # Debian package of each program that is not built from source here.
@@ -64,6 +65,7 @@ class Machine:
     system: str
     architecture: str
     disk_bytes_free: int
+    disk_bytes_needed: int
     memory_bytes: int
     go_version: tuple[int, int] | None
     go_toolchain: str
@@ -73,14 +75,15 @@ class Machine:
     has_overlay: bool
 
 
-def examine() -> Machine:
-    """The facts of this machine."""
+def examine(disk_bytes_to_build: int = 0) -> Machine:
+    """The facts of this machine. `disk_bytes_to_build` is what the caller is going to build."""
     is_linux = platform.system() == "Linux"
     return Machine(
         user_id=os.geteuid(),
         system=platform.system(),
         architecture=platform.machine(),
         disk_bytes_free=min(_disk_bytes_free(places.cache_root()), _disk_bytes_free(places.state_root())),
+        disk_bytes_needed=disk_bytes_to_build + DISK_BYTES_RUNNING,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         go_version=_go_version(),
         go_toolchain=_go_environment("GOTOOLCHAIN"),
@@ -118,8 +121,9 @@ def _platform_lacks(machine: Machine) -> list[Lack]:
 
 def _room_lacks(machine: Machine) -> list[Lack]:
     lacks = []
-    if machine.disk_bytes_free < DISK_BYTES_MIN:
-        free, needed = (f"{size / 10**9:.0f} GB" for size in (machine.disk_bytes_free, DISK_BYTES_MIN))
+    if machine.disk_bytes_free < machine.disk_bytes_needed:
+        sizes = (machine.disk_bytes_free, machine.disk_bytes_needed)
+        free, needed = (f"{size / 10**9:.0f} GB" for size in sizes)
         move = f"free some, or point {places.CACHE_VARIABLE} and {places.STATE_VARIABLE} at a larger disk"
         lacks.append(Lack(f"{free} of disk are free, {needed} are needed", move))
     if machine.memory_bytes < MEMORY_BYTES_MIN:
@@ -140,9 +144,9 @@ def _go_lacks(machine: Machine) -> list[Lack]:
     return []
 
 
-def require_machine() -> None:
+def require_machine(disk_bytes_to_build: int = 0) -> None:
     """Install the missing Debian packages. Raises MachineError with everything that is lacking instead."""
-    machine = examine()
+    machine = examine(disk_bytes_to_build)
     if lacks := diagnose(machine):
         raise MachineError(lacks)
     if machine.missing_programs:

@@ -9,26 +9,32 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tributary_dev import places
+from tributary_dev.build import PAUSE
 from tributary_dev.configs import PAUSE_IMAGE
 from tributary_dev.containers import BASE_PACKAGES, DEBIAN_SUITE, Buildah
 from tributary_dev.imagestore import ImageStore
+from tributary_dev.layers import Layer, measure
 from tributary_dev.locks import file_lock
-from tributary_dev.oci import Layout, add_program_image
+from tributary_dev.oci import Image, program_image
 from tributary_dev.places import ClusterPlaces
 from tributary_dev.progress import step
 
 LOADED_FILE = "images.json"
 PREFIX = "localhost/tributary-"
 BASE = "localhost/python-base"
+# buildah's copy, the cluster's copy, and what is in flight between the two.
+DISK_BYTES = 21 * 10**9
 # The newest builds of each image that are kept, so that going back to another branch is quick.
-KEPT_BUILDS = 2
-KEPT_IN_CLUSTER = 4
+KEPT_BUILDS = 3
+# A release may still run an older build, and its pods must be able to start again.
+KEPT_IN_CLUSTER = 6
 
 
 class ImageError(RuntimeError):
@@ -68,31 +74,52 @@ IMAGE_NAMES = tuple(recipe.name for recipe in RECIPES)
 
 def image_references(names: Iterable[str] = IMAGE_NAMES) -> dict[str, str]:
     """Reference by digest of each named image, built from the checkout as it is now if it changed."""
-    recipes = {recipe.name: recipe for recipe in RECIPES}
-    if unknown := set(names) - set(recipes):
-        raise ImageError(
-            f"no image is called {', '.join(sorted(unknown))}: choose from {', '.join(IMAGE_NAMES)}"
-        )
-    return {name: f"{PREFIX}{name}@{_built(recipes[name])}" for name in names}
+    return {name: _reference(name, image) for name, image in _images(names).items()}
 
 
-def load(place: ClusterPlaces, binaries: Path, names: Iterable[str]) -> dict[str, str]:
+def disk_bytes_to_build() -> int:
+    """What the first build of all images takes, nearly all of it the worker's wheels; 0 after that."""
+    return (
+        0 if any(_records(recipe).is_dir() for recipe in RECIPES if recipe.name == "worker") else DISK_BYTES
+    )
+
+
+def _images(names: Iterable[str]) -> dict[str, Image]:
+    recipes, wanted = {recipe.name: recipe for recipe in RECIPES}, list(names)
+    if unknown := sorted(set(wanted) - set(recipes)):
+        raise ImageError(f"no image is called {', '.join(unknown)}: choose from {', '.join(IMAGE_NAMES)}")
+    return {name: _built(recipes[name]) for name in wanted}
+
+
+def _reference(name: str, image: Image) -> str:
+    return f"{PREFIX}{name}@{image.digest}"
+
+
+def load(place: ClusterPlaces, binaries: Path, names: Sequence[str]) -> dict[str, str]:
     """Build the named images if needed and load them into a cluster; the reference of each by digest."""
-    references = image_references(names)
-    store = _store(place, binaries)
-    for name, reference in references.items():
+    store, loaded = _store(place, binaries), _loaded(place)
+    for name, image in _images(names).items():
+        reference = _reference(name, image)
         if reference not in store.names():
-            with step(f"loading the {name} image into the cluster"):
-                store.load(_layout(), reference.partition("@")[2], [reference])
-    loaded = {**loaded_references(place), **references}
+            with file_lock(_root() / "lock"), step(f"loading the {name} image into the cluster"):
+                store.load(image, [reference])
+        newest_first = [reference, *(other for other in loaded.get(name, []) if other != reference)]
+        for old in newest_first[KEPT_IN_CLUSTER:]:
+            store.remove(old)
+        loaded[name] = newest_first[:KEPT_IN_CLUSTER]
     (place.root / LOADED_FILE).write_text(json.dumps(loaded))
-    return references
+    return {name: loaded[name][0] for name in names}
 
 
 def loaded_references(place: ClusterPlaces) -> dict[str, str]:
     """What `load` last put into this cluster, by name."""
+    return {name: references[0] for name, references in _loaded(place).items()}
+
+
+def _loaded(place: ClusterPlaces) -> dict[str, list[str]]:
+    """Every build of each image that this cluster holds, the newest first."""
     path = place.root / LOADED_FILE
-    loaded: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    loaded: dict[str, list[str]] = json.loads(path.read_text()) if path.exists() else {}
     return loaded
 
 
@@ -103,9 +130,8 @@ def load_pause(place: ClusterPlaces, binaries: Path) -> None:
     if PAUSE_IMAGE in store.names():
         return
     with tempfile.TemporaryDirectory(prefix="tributary-pause-") as directory:
-        layout = Layout(Path(directory))
-        digest = add_program_image(layout, binaries / "pause", platform.machine())
-        store.load(layout, digest, [PAUSE_IMAGE])
+        shutil.copy(binaries / PAUSE, directory)
+        store.load(program_image(Path(directory), PAUSE, platform.machine()), [PAUSE_IMAGE])
 
 
 def content_key(checkout: Path, recipe: Recipe) -> str:
@@ -137,47 +163,80 @@ def _root() -> Path:
     return places.cache_root() / "images"
 
 
-def _layout() -> Layout:
-    return Layout(_root() / "layout")
+def _buildah() -> Buildah:
+    return Buildah(_root() / "buildah")
+
+
+def _records(recipe: Recipe) -> Path:
+    return _root() / "built" / recipe.name
 
 
 def _store(place: ClusterPlaces, binaries: Path) -> ImageStore:
     return ImageStore(binaries / "ctr", place.containerd_socket)
 
 
-def _built(recipe: Recipe) -> str:
-    """Manifest digest of the image; builds it when its inputs changed."""
-    tag = f"{recipe.name}-{content_key(places.checkout(), recipe)}"
-    record = _root() / "built" / tag
-    if not record.exists():
-        with file_lock(_root() / "lock"):
-            if not record.exists():
-                _build(recipe, tag)
-                record.parent.mkdir(exist_ok=True)
-                record.write_text(_layout().tags()[tag])
-    return record.read_text()
+def _built(recipe: Recipe) -> Image:
+    """The image; builds it when its inputs changed."""
+    key = content_key(places.checkout(), recipe)
+    record = _records(recipe) / f"{key}.json"
+    with file_lock(_root() / "lock"):
+        if not record.exists():
+            with step(f"building the {recipe.name} image"):
+                write_record(record, _build(recipe, key))
+        record.touch()
+        image = read_record(record)
+        _prune(recipe)
+    return image
 
 
-def _build(recipe: Recipe, tag: str) -> None:
-    checkout, buildah = places.checkout(), Buildah(_root() / "buildah")
+def _build(recipe: Recipe, key: str) -> Image:
+    checkout, buildah = places.checkout(), _buildah()
     containerfile, base = checkout / recipe.containerfile, f"{BASE}:{_base_key()}"
     if base not in buildah.names():
         with step("making the base image with debootstrap"):
             buildah.make_base(base)
-    with step(f"building the {recipe.name} image"):
-        for stage in recipe.stages:
-            buildah.build(f"{PREFIX}{recipe.name}-{stage}:latest", containerfile, checkout, base, stage)
-        name = f"{PREFIX}{recipe.name}:latest"
-        buildah.build(name, containerfile, checkout, base)
-        buildah.push(name, _layout().root, tag)
-    _prune(buildah, recipe, base)
+    for stage in recipe.stages:
+        buildah.build(f"{PREFIX}{recipe.name}-{stage}:latest", containerfile, checkout, base, stage)
+    name = f"{PREFIX}{recipe.name}:{key}"
+    buildah.build(name, containerfile, checkout, base)
+    return Image.of(buildah.settings(name), [_measured(path) for path in buildah.layer_directories(name)])
 
 
-def _prune(buildah: Buildah, recipe: Recipe, base: str) -> None:
-    """Forget old builds of this image and old bases."""
-    old = [tag for tag in _layout().tags() if tag.startswith(f"{recipe.name}-")][:-KEPT_BUILDS]
-    for tag in old:
-        (_root() / "built" / tag).unlink(missing_ok=True)
-    _layout().keep_only(set(_layout().tags()) - set(old))
-    bases = [name for name in buildah.names() if name.startswith(f"{BASE}:")]
-    buildah.remove([name for name in bases if name != base])
+def _measured(directory: Path) -> Layer:
+    """A layer with its digest, which is worked out once: directories of buildah's storage never change."""
+    known = directory.with_name("tributary-layer.json")
+    if not known.exists():
+        layer = measure(directory)
+        known.write_text(json.dumps([layer.digest, layer.size_bytes]))
+    digest, size_bytes = json.loads(known.read_text())
+    return Layer(digest, size_bytes, directory)
+
+
+def write_record(path: Path, image: Image) -> None:
+    """Keep an image: everything but the layers themselves, which stay in buildah's storage."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    layers = [[layer.digest, layer.size_bytes, str(layer.directory)] for layer in image.layers]
+    staging = path.with_suffix(".new")
+    staging.write_text(json.dumps({"config": image.config, "layers": layers}))
+    staging.rename(path)
+
+
+def read_record(path: Path) -> Image:
+    record = json.loads(path.read_text())
+    layers = [Layer(digest, size_bytes, Path(name)) for digest, size_bytes, name in record["layers"]]
+    return Image(record["config"], tuple(layers))
+
+
+def _prune(recipe: Recipe) -> None:
+    """Forget the builds of this image that were not used for longest, and old bases."""
+    records = sorted(_records(recipe).glob("*.json"), key=lambda path: path.stat().st_mtime)
+    old, base = records[:-KEPT_BUILDS], f"{BASE}:{_base_key()}"
+    buildah = _buildah()
+    names = {f"{PREFIX}{recipe.name}:{record.stem}" for record in old}
+    for record in old:
+        record.unlink()
+    unwanted = [
+        name for name in buildah.names() if name in names or (name.startswith(f"{BASE}:") and name != base)
+    ]
+    if unwanted:
+        buildah.remove(unwanted)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tributary_dev.oci import Layout, write_archive
+from tributary_dev.oci import Image, write_archive
 from tributary_dev.shell import CommandError, run, succeeds
 
 NAMESPACE = "k8s.io"
@@ -40,23 +41,18 @@ class ImageStore:
     def remove(self, name: str) -> None:
         run(self._ctr("images", "remove", name))
 
-    def load(self, layout: Layout, manifest_digest: str, names: Sequence[str]) -> None:
+    def load(self, image: Image, names: Sequence[str]) -> None:
         """Import and unpack an image under `names`. Layers that are unpacked already are not sent again."""
-        layers = [row["digest"] for row in layout.document(manifest_digest)["layers"]]
-        chain = layout.chain_ids(manifest_digest)
-        missing = [layer for layer, unpacked in zip(layers, chain, strict=True) if not self._has(unpacked)]
+        unpacked = zip(image.layers, image.chain_ids(), strict=True)
+        missing = [layer.digest for layer, chain_id in unpacked if not self._has(chain_id)]
         flags = ["--local", "--discard-unpacked-layers", "--snapshotter", SNAPSHOTTER]
-        argv = self._ctr("images", "import", *flags, "-")
-        with subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as ctr:
+        argv, pipe = self._ctr("images", "import", *flags, "-"), subprocess.PIPE
+        with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT) as ctr:
             assert ctr.stdin is not None
             assert ctr.stdout is not None
-            try:
-                write_archive(layout, manifest_digest, names, missing, ctr.stdin)
+            with suppress(BrokenPipeError):  # containerd gave up; what it printed says why
+                write_archive(image, names, missing, ctr.stdin)
                 ctr.stdin.close()
-            except BrokenPipeError:
-                pass  # containerd gave up; what it printed says why
             output = ctr.stdout.read().decode(errors="replace")
         if ctr.returncode != 0:
             raise CommandError(f"containerd did not take {names[0]}:\n{output[-2000:]}")

@@ -1,79 +1,65 @@
-"""OCI image layouts as directories: read them, make a tiny one, stream one as an archive.
-
-A layout stores every blob once under its digest, so images that share layers share disk.
-"""
+"""OCI images: a manifest and a configuration of ours over layers that are packed when they are sent."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import os
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from tributary_dev.layers import Layer, measure, write_layer
 
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
-TAG_ANNOTATION = "org.opencontainers.image.ref.name"
-# containerd takes the image's full name from here; the tag annotation alone could hold no digest.
+# containerd takes the image's full name from here; the specified annotation for tags could hold no digest.
 NAME_ANNOTATION = "io.containerd.image.name"
 
 GO_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A directory in the format of the OCI image layout."""
+class Image:
+    """An image: its configuration (JSON text) and its layers, the lowest first."""
 
-    root: Path
+    config: str
+    layers: tuple[Layer, ...]
 
-    def blob(self, digest: str) -> Path:
-        return self.root / "blobs" / digest.replace(":", "/")
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], layers: Sequence[Layer]) -> Image:
+        """An image with the settings of an OCI configuration, but with these layers."""
+        kept = {key: value for key, value in settings.items() if key not in ("history", "rootfs")}
+        diff_ids = [layer.digest for layer in layers]
+        config = {**kept, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
+        return cls(json.dumps(config, sort_keys=True), tuple(layers))
 
-    def document(self, digest: str) -> dict[str, Any]:
-        """A manifest or a configuration."""
-        parsed: dict[str, Any] = json.loads(self.blob(digest).read_text())
-        return parsed
+    @property
+    def manifest(self) -> str:
+        document = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": _descriptor(CONFIG_TYPE, sha256(self.config.encode()), len(self.config.encode())),
+            "layers": [_descriptor(LAYER_TYPE, layer.digest, layer.size_bytes) for layer in self.layers],
+        }
+        return json.dumps(document, sort_keys=True)
 
-    def tags(self) -> dict[str, str]:
-        """Manifest digest of each tag, oldest first."""
-        index = self.root / "index.json"
-        rows = json.loads(index.read_text())["manifests"] if index.exists() else []
-        return {row["annotations"][TAG_ANNOTATION]: row["digest"] for row in rows}
+    @property
+    def digest(self) -> str:
+        """What references pin: the digest of the manifest."""
+        return sha256(self.manifest.encode())
 
-    def keep_only(self, tags: Iterable[str]) -> None:
-        """Forget all other tags and every blob that no tag needs any more."""
-        index = self.root / "index.json"
-        document, kept = json.loads(index.read_text()), set(tags)
-        document["manifests"] = [r for r in document["manifests"] if r["annotations"][TAG_ANNOTATION] in kept]
-        index.write_text(json.dumps(document))
-        needed = {blob for row in document["manifests"] for blob in self._blobs_of(row["digest"])}
-        for path in (self.root / "blobs" / "sha256").iterdir():
-            if f"sha256:{path.name}" not in needed:
-                path.unlink()
-
-    def _blobs_of(self, manifest_digest: str) -> list[str]:
-        manifest = self.document(manifest_digest)
-        return [manifest_digest, manifest["config"]["digest"], *(row["digest"] for row in manifest["layers"])]
-
-    def chain_ids(self, manifest_digest: str) -> list[str]:
+    def chain_ids(self) -> list[str]:
         """What each layer is called once it lies unpacked on top of those before it (OCI image spec)."""
-        config = self.document(self.document(manifest_digest)["config"]["digest"])
         chain: list[str] = []
-        for diff_id in config["rootfs"]["diff_ids"]:
-            chain.append(sha256(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
+        for layer in self.layers:
+            below = f"{chain[-1]} {layer.digest}".encode() if chain else b""
+            chain.append(sha256(below) if below else layer.digest)
         return chain
-
-    def add(self, content: bytes) -> str:
-        """Store a blob; its digest."""
-        digest = sha256(content)
-        self.blob(digest).parent.mkdir(parents=True, exist_ok=True)
-        self.blob(digest).write_bytes(content)
-        return digest
 
 
 def sha256(content: bytes) -> str:
@@ -84,54 +70,48 @@ def _descriptor(media_type: str, digest: str, size_bytes: int) -> dict[str, obje
     return {"mediaType": media_type, "digest": digest, "size": size_bytes}
 
 
-def add_program_image(layout: Layout, program: Path, architecture: str) -> str:
-    """Make an image that holds and runs nothing but one static program; the digest of its manifest."""
-    layer = _layer_with(program)
-    layer_digest = layout.add(layer)
-    config = {
+def program_image(directory: Path, program: str, architecture: str) -> Image:
+    """An image that holds `directory` and runs the static `program` in it, as nobody."""
+    for path in (directory, *directory.iterdir()):
+        os.utime(path, (0, 0))  # the digest shall be that of the content
+    settings = {
         "architecture": GO_ARCHITECTURES[architecture],
         "os": "linux",
-        "config": {"Entrypoint": [f"/{program.name}"], "User": "65535:65535"},
-        "rootfs": {"type": "layers", "diff_ids": [layer_digest]},
+        "config": {"Entrypoint": [f"/{program}"], "User": "65535:65535"},
     }
-    config_bytes = json.dumps(config).encode()
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST_TYPE,
-        "config": _descriptor(CONFIG_TYPE, layout.add(config_bytes), len(config_bytes)),
-        "layers": [_descriptor(LAYER_TYPE, layer_digest, len(layer))],
-    }
-    return layout.add(json.dumps(manifest).encode())
+    return Image.of(settings, [measure(directory)])
 
 
-def _layer_with(program: Path) -> bytes:
-    """A layer with one executable file; without a time stamp, so that its digest is that of its content."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar, program.open("rb") as content:
-        entry = tarfile.TarInfo(program.name)
-        entry.size, entry.mode = program.stat().st_size, 0o755
-        tar.addfile(entry, content)
-    return stream.getvalue()
-
-
-def write_archive(
-    layout: Layout, manifest_digest: str, names: Sequence[str], layers: Iterable[str], out: IO[bytes]
-) -> None:
-    """Write an image as an OCI archive that containerd stores under `names`, with only the given `layers`."""
-    manifest = layout.blob(manifest_digest)
-    descriptor = _descriptor(MANIFEST_TYPE, manifest_digest, manifest.stat().st_size)
-    rows = [{**descriptor, "annotations": {NAME_ANNOTATION: name}} for name in names]
+def write_archive(image: Image, names: Sequence[str], wanted: Collection[str], out: IO[bytes]) -> None:
+    """Write an OCI archive that containerd stores under `names`, with the layers of the `wanted` digests."""
+    manifest = _descriptor(MANIFEST_TYPE, image.digest, len(image.manifest.encode()))
+    rows = [{**manifest, "annotations": {NAME_ANNOTATION: name}} for name in names]
     index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": rows}
-    config = layout.document(manifest_digest)["config"]["digest"]
-    with tarfile.open(fileobj=out, mode="w|") as tar:
-        _add_text(tar, "oci-layout", json.dumps({"imageLayoutVersion": "1.0.0"}))
-        _add_text(tar, "index.json", json.dumps(index))
-        for digest in (manifest_digest, config, *dict.fromkeys(layers)):
-            tar.add(layout.blob(digest), f"blobs/{digest.replace(':', '/')}")
+    _write_text(out, "oci-layout", json.dumps({"imageLayoutVersion": "1.0.0"}))
+    _write_text(out, "index.json", json.dumps(index))
+    for text in (image.manifest, image.config):
+        _write_text(out, _blob_name(sha256(text.encode())), text)
+    for layer in {layer.digest: layer for layer in image.layers if layer.digest in wanted}.values():
+        out.write(_header(_blob_name(layer.digest), layer.size_bytes))
+        write_layer(layer.directory, out)
+        out.write(_padding(layer.size_bytes))
+    out.write(bytes(2 * tarfile.BLOCKSIZE))
 
 
-def _add_text(tar: tarfile.TarFile, name: str, text: str) -> None:
+def _blob_name(digest: str) -> str:
+    return f"blobs/{digest.replace(':', '/')}"
+
+
+def _write_text(out: IO[bytes], name: str, text: str) -> None:
     content = text.encode()
+    out.write(_header(name, len(content)) + content + _padding(len(content)))
+
+
+def _header(name: str, size_bytes: int) -> bytes:
     entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    tar.addfile(entry, io.BytesIO(content))
+    entry.size = size_bytes
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+def _padding(size_bytes: int) -> bytes:
+    return bytes(-size_bytes % tarfile.BLOCKSIZE)

@@ -1,6 +1,7 @@
 """The configuration files are what the programs expect, and name nothing outside the cluster's own places."""
 
 import json
+import os
 import re
 import tomllib
 from ipaddress import IPv4Network
@@ -53,6 +54,15 @@ def test_pods_take_their_addresses_from_the_range_that_is_routed() -> None:
     assert plugin["ipam"]["ranges"] == [[{"subnet": str(SUBNET.pods)}]]
     assert yaml.safe_load(FILES["proxy.yaml"])["clusterCIDR"] == str(SUBNET.pods)
     assert yaml.safe_load(FILES["kubelet.yaml"])["clusterDNS"] == [str(SUBNET.node)]
+
+
+def test_unchanged_files_are_not_touched(tmp_path: Path) -> None:
+    place = ClusterPlaces("0123abcd", tmp_path)
+    configs.write(place, FILES)
+    for name in FILES:
+        os.utime(place.config / name, (0, 0))
+    configs.write(place, {**FILES, "kubelet.yaml": "changed"})
+    assert [name for name in FILES if (place.config / name).stat().st_mtime > 0] == ["kubelet.yaml"]
 
 
 def _programs(files: dict[str, str]) -> dict[str, Program]:

@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from tributary_dev.doctor import DISK_BYTES_MIN, MachineError, diagnose, packages_of
 from tributary_dev.doctor import Machine as Facts
+from tributary_dev.doctor import MachineError, diagnose, packages_of
 
 GOOD = Facts(
     user_id=0,
     system="Linux",
     architecture="x86_64",
-    disk_bytes_free=DISK_BYTES_MIN,
+    disk_bytes_free=25 * 10**9,
+    disk_bytes_needed=25 * 10**9,
     memory_bytes=8 * 10**9,
     go_version=(1, 26),
     go_toolchain="auto",

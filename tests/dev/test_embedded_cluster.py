@@ -1,4 +1,4 @@
-"""The embedded cluster is a real one: pods run, and reach Services, S3 and the API server. It leaves no trace."""
+"""The embedded cluster is a real one: pods run, reach Services, S3 and the API server. It leaves no trace."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from tributary_dev import cgroups, cluster
 from tributary_dev.cluster import Cluster
 from tributary_dev.configs import PAUSE_IMAGE
 from tributary_dev.network import SUBNETS
+from tributary_dev.node import read_running
 from tributary_dev.places import ClusterPlaces
 from tributary_dev.shell import run
 
@@ -127,10 +128,12 @@ def test_pods_reach_services_s3_and_the_api_server(running: Cluster, namespace: 
 
 
 def test_up_finds_the_running_cluster(running: Cluster) -> None:
-    before = running.host_pid("kubelet")
+    before = read_running(running.place.root)
     began = time.monotonic()
-    assert cluster.up().host_pid("kubelet") == before
+    assert cluster.up() == running
     assert time.monotonic() - began < 10
+    time.sleep(2)
+    assert read_running(running.place.root) == before, "nothing was started again"
     assert cluster.is_healthy()
 
 

@@ -1,12 +1,16 @@
 """When an image is built again: whenever something that is in it changed, and only then."""
 
+import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tributary_dev import containers, images, places
 from tributary_dev.images import RECIPES, Recipe, content_key
+from tributary_dev.layers import Layer
+from tributary_dev.oci import Image
 
 RECIPE = Recipe("demo", "demo/Containerfile", "requirements/demo.txt", ("lib", "demo/package"))
 
@@ -69,6 +73,28 @@ def test_a_container_runs_as_nobody_special(recipe: Recipe) -> None:
 
 
 def test_index_settings_are_passed_on_as_they_are() -> None:
-    assert "index-url = https://one" in containers.pip_conf("https://one", "")
-    assert 'extra-index-url = ["https://a", "https://b"]' in containers.uv_toml("", "https://a https://b")
-    assert containers.uv_toml("", "") == ""
+    text = containers.shell_settings("https://one/it's", "https://a https://b", has_bundle=True)
+    script = text + 'printf "%s|" "$PIP_INDEX_URL" "$UV_DEFAULT_INDEX" "$UV_EXTRA_INDEX_URL" "$PIP_CERT"'
+    seen = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, env={}).stdout
+    assert seen == "https://one/it's|https://one/it's|https://a https://b|/run/secrets/ca|"
+
+
+def test_what_is_not_set_is_left_to_the_tools() -> None:
+    assert containers.shell_settings("", "", has_bundle=False) == ""
+
+
+def test_an_image_reads_back_from_its_record(tmp_path: Path) -> None:
+    image = Image.of({"os": "linux"}, [Layer("sha256:a", 7, tmp_path / "diff")])
+    images.write_record(tmp_path / "built" / "x.json", image)
+    assert images.read_record(tmp_path / "built" / "x.json") == image
+
+
+def test_the_layers_of_an_image_are_found_in_the_storage(tmp_path: Path) -> None:
+    for name, rows in {
+        "overlay-images/images.json": [{"names": ["localhost/x:1"], "layer": "top"}, {"layer": "other"}],
+        "overlay-layers/layers.json": [{"id": "top", "parent": "base"}, {"id": "base"}, {"id": "other"}],
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(json.dumps(rows))
+    found = containers.Buildah(tmp_path).layer_directories("localhost/x:1")
+    assert found == [tmp_path / "overlay" / name / "diff" for name in ("base", "top")]
