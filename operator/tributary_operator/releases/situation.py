@@ -107,7 +107,7 @@ class Situation:
         rejected = self.release.status.rejected_revisions
         if self.release.status.observed_generation == self.release.metadata.generation:
             return rejected
-        return [r for r in rejected if r.revision != self.target]
+        return [r for r in rejected if self.target not in {"", r.revision}]
 
     @property
     def rejection(self) -> RejectedRevision | None:

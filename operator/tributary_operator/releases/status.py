@@ -59,6 +59,8 @@ def _stable(s: Situation) -> Revision | None:
 
 
 def _candidate(s: Situation) -> Revision | None:
+    if not s.target:
+        return s.release.status.candidate  # its pods are kept while nobody knows what is asked for
     candidate = s.candidate
     return measured(candidate, s.seen.verdict) if candidate is not None else None
 

@@ -95,7 +95,9 @@ def resolve_model(s: Situation) -> Outcome:
     source = s.seen.source
     if source.model is not None:
         return Done()
-    return Waiting(source.reason, source.message, stalled=source.is_stalled)
+    # A round that completes tells nobody but its own daemon; the outcome is looked for.
+    poll_after = timedelta(seconds=s.settings.poll_seconds)
+    return Waiting(source.reason, source.message, poll_after=poll_after, stalled=source.is_stalled)
 
 
 def go_back(s: Situation) -> Outcome:
