@@ -1,0 +1,129 @@
+"""The `tributary` command: `tributary model push` and `tributary model pull`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from tributary_api.shared import ModelRef, StoreEndpoint
+from tributary_cli.hub import HUB_PREFIX, HubError, download_from_hub
+from tributary_store import bundle
+from tributary_store.errors import AccessDenied, BundleRefused, ObjectMissing, StoreError, StoreUnreachable
+from tributary_store.objects import bucket_and_key
+from tributary_store.objectstore import ObjectStore
+
+EXIT_CODES: dict[type[Exception], int] = {
+    BundleRefused: 3,
+    ObjectMissing: 4,
+    AccessDenied: 5,
+    StoreUnreachable: 6,
+    HubError: 7,
+}
+FAILURE = 1
+EPILOG = """\
+credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or any other way that the AWS SDK knows
+exit codes: 0 done, 1 other failure, 2 wrong usage, 3 not a safe model, 4 nothing there, 5 not allowed,
+            6 no answer from the store, 7 no model from the Hugging Face hub
+"""
+BUNDLE_NAME = re.compile(r"[0-9a-f]{64}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        ref: ModelRef = arguments.run(arguments)
+    except (StoreError, HubError, OSError) as error:
+        print(f"tributary: {error}", file=sys.stderr)
+        return EXIT_CODES.get(type(error), FAILURE)
+    print(yaml.safe_dump(ref.to_json_object(), sort_keys=False), end="")
+    return 0
+
+
+def push(arguments: argparse.Namespace) -> ModelRef:
+    """Publish a directory, or a model of the hub, and give what goes into `spec.baseModel`."""
+    bucket_and_key(arguments.models)
+    store = _store(arguments)
+    if not arguments.source.startswith(HUB_PREFIX):
+        return bundle.push(store, Path(arguments.source), arguments.models, description=arguments.description)
+    with tempfile.TemporaryDirectory() as directory:
+        commit = download_from_hub(arguments.source, Path(directory))
+        return bundle.push(
+            store,
+            Path(directory),
+            arguments.models,
+            description=arguments.description or f"{arguments.source} at {commit}",
+        )
+
+
+def pull(arguments: argparse.Namespace) -> ModelRef:
+    """Write a bundle into a directory, every byte checked."""
+    name = arguments.model.rstrip("/").rpartition("/")[2]
+    digest = arguments.digest or (f"sha256:{name}" if BUNDLE_NAME.fullmatch(name) else None)
+    if digest is None:
+        raise StoreError(f"{arguments.model} does not end in the model's digest: give --digest sha256:...")
+    if not re.fullmatch(rf"sha256:{BUNDLE_NAME.pattern}", digest):
+        raise StoreError(f"{digest!r} is not a digest: write sha256: and 64 hex digits")
+    bucket_and_key(arguments.model)
+    ref = ModelRef(uri=arguments.model.rstrip("/"), digest=digest)
+    bundle.pull(_store(arguments), ref, Path(arguments.directory))
+    return ref
+
+
+def _store(arguments: argparse.Namespace) -> ObjectStore:
+    return ObjectStore.open(StoreEndpoint(endpoint=arguments.endpoint, region=arguments.region))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tributary", description="Private, federated models on Kubernetes.")
+    models = parser.add_subparsers(required=True, metavar="model").add_parser(
+        "model", help="bring models into the object store, and back"
+    )
+    verbs = models.add_subparsers(required=True, metavar="push|pull")
+    pushing = _verb(
+        verbs, "push", "publish a Hugging Face directory; prints uri and digest for spec.baseModel"
+    )
+    pushing.add_argument("source", help="directory that save_pretrained wrote, or hf:NAME[@REVISION]")
+    pushing.add_argument("models", help="folder of models, for example s3://tributary/models/")
+    pushing.add_argument("--description", default="", help="kept with the model")
+    pushing.set_defaults(run=push)
+    pulling = _verb(verbs, "pull", "write a model into a directory that transformers loads")
+    pulling.add_argument("model", help="uri of the model, s3://.../models/<sha256>")
+    pulling.add_argument("directory", help="where to write its files")
+    pulling.add_argument("--digest", help="what the model's digest must be; by default the uri's last part")
+    pulling.set_defaults(run=pull)
+    return parser
+
+
+def _verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str
+) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    environment = os.environ
+    verb.add_argument(
+        "--endpoint",
+        default=environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL"),
+        help="URL of the S3 endpoint (default: AWS_ENDPOINT_URL, or AWS itself)",
+    )
+    verb.add_argument(
+        "--region",
+        default=environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or "us-east-1",
+        help="region name that requests are signed with (default: AWS_REGION, or us-east-1)",
+    )
+    return verb
+
+
+if __name__ == "__main__":
+    sys.exit(main())
