@@ -48,7 +48,7 @@ def _images(_: argparse.Namespace) -> int:
 
 def _up(arguments: argparse.Namespace) -> int:
     if arguments.images:
-        doctor.require_machine(build.disk_bytes_to_build() + images.disk_bytes_to_build())
+        cluster.prepare()
     running = cluster.up(fresh=arguments.fresh, nodes=arguments.nodes)
     if arguments.images:
         cluster.ensure_images(running, images.IMAGE_NAMES)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,17 @@ class Cluster:
                 if argv[0].decode() == str(self.bin / program):
                     return int(pid)
         raise LookupError(f"{program} does not run in cluster {self.place.id}")
+
+
+def prepare(names: Sequence[str] = images.IMAGE_NAMES) -> None:
+    """Build the programs and the named images, both at once: one waits for the network, the other computes.
+
+    What is built already costs no time. Raises MachineError or CommandError, as `up` does.
+    """
+    require_machine(build.disk_bytes_to_build() + images.disk_bytes_to_build())
+    with ThreadPoolExecutor() as pool:
+        for work in [pool.submit(build.binaries), pool.submit(images.image_references, names)]:
+            work.result()
 
 
 def up(*, fresh: bool = False, nodes: int = 1, identity: str | None = None) -> Cluster:

@@ -1,4 +1,7 @@
-"""Show what takes long: a live line on a terminal, a line per step and a heartbeat in a plain log."""
+"""Show what takes long: a live line per step on a terminal, a line per step and a heartbeat in a plain log.
+
+Steps may overlap in time, from several threads.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 HEARTBEAT_SECONDS = 30.0
 
@@ -24,28 +28,60 @@ def note(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
+class _LiveSteps:
+    """The one live display of this process, shown while any step runs."""
+
+    def __init__(self) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._running = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def show(self, title: str) -> Iterator[None]:
+        with self._lock:
+            self._running += 1
+            if self._running == 1:
+                self._progress.start()
+        task = self._progress.add_task(title, total=None)
+        try:
+            yield
+        finally:
+            self._progress.remove_task(task)
+            with self._lock:
+                self._running -= 1
+                if self._running == 0:
+                    self._progress.stop()
+
+
+@contextmanager
+def _heartbeat(title: str) -> Iterator[None]:
+    """Say every now and then that a step still runs, where there is no live display."""
+    began, ended = time.monotonic(), threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_SECONDS):
+            note(f"  {title}: {clock(time.monotonic() - began)} so far")
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+_live = _LiveSteps()
+
+
 @contextmanager
 def step(title: str) -> Iterator[None]:
     """Tell that `title` began, goes on and ended, with the time it took; a failure is told as such."""
-    began = time.monotonic()
-    ended = threading.Event()
-    ticker = threading.Thread(target=_tick, args=(title, began, ended), daemon=True)
-    ticker.start()
-    verdict = "failed"
+    began, verdict = time.monotonic(), "failed"
     try:
-        yield
+        with _live.show(title) if console.is_terminal else _heartbeat(title):
+            yield
         verdict = "done"
     finally:
-        ended.set()
-        ticker.join()
         note(f"  {title}: {verdict}, {clock(time.monotonic() - began)}")
-
-
-def _tick(title: str, began: float, ended: threading.Event) -> None:
-    if console.is_terminal:
-        with console.status(title) as status:
-            while not ended.wait(1.0):
-                status.update(f"{title} · {clock(time.monotonic() - began)}")
-        return
-    while not ended.wait(HEARTBEAT_SECONDS):
-        note(f"  {title}: {clock(time.monotonic() - began)} so far")

@@ -129,9 +129,7 @@ def test_pods_reach_services_s3_and_the_api_server(running: Cluster, namespace: 
 
 def test_up_finds_the_running_cluster(running: Cluster) -> None:
     before = read_running(running.place.root)
-    began = time.monotonic()
     assert cluster.up() == running
-    assert time.monotonic() - began < 10
     time.sleep(2)
     assert read_running(running.place.root) == before, "nothing was started again"
     assert cluster.is_healthy()
