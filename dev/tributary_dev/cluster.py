@@ -74,8 +74,9 @@ def prepare(names: Sequence[str] = images.IMAGE_NAMES) -> None:
     """
     require_machine(build.disk_bytes_to_build() + images.disk_bytes_to_build())
     with ThreadPoolExecutor() as pool:
-        for work in [pool.submit(build.binaries), pool.submit(images.image_references, names)]:
-            work.result()
+        programs, references = pool.submit(build.binaries), pool.submit(images.image_references, names)
+        programs.result()
+        references.result()
 
 
 def up(*, fresh: bool = False, nodes: int = 1, identity: str | None = None) -> Cluster:
