@@ -47,7 +47,8 @@ class View:
         return time.monotonic() - self.started
 
     def headline(self, text: str) -> None:
-        self.console.print(f"[bold]{self.seconds:5.0f} s  {text}[/bold]", highlight=False)
+        line = f"{self.seconds:5.0f} s  {text}"
+        self.console.print(line, style="bold", highlight=False, markup=False, soft_wrap=True)
 
     def detail(self, subject: str, text: str) -> None:
         """Something about a subject; said only when it differs from what was said before."""

@@ -47,6 +47,7 @@ PVC_SCHEME = "pvc://"
 
 def train_job(run: Run, planned: PlannedClient, client: FederatedClient, attempt: int) -> V1Job:
     """One gang of workers beside one owner's data."""
+    name = names.train_job(run.fedround, planned.client, attempt)
     worker, store = client.spec.worker, client.spec.store
     data_store = client.spec.data.store
     volumes, mounts = _private_volumes(client)
@@ -66,11 +67,12 @@ def train_job(run: Run, planned: PlannedClient, client: FederatedClient, attempt
         mounts=mounts,
         ports=[V1ContainerPort(name="rendezvous", container_port=RENDEZVOUS_PORT)],
         mounts_token=True,  # the worker reads its own FederatedClient once more before it starts
+        # Cluster DNS names a pod only below the Service that its subdomain names.
+        pod_fields={"subdomain": name} if planned.nodes > 1 else {},
     )
     labels = {**names.round_labels(run.fedround, names.TRAIN, attempt), names.CLIENT: planned.client.name}
     if worker.queue_name:
         labels[names.KUEUE_QUEUE] = worker.queue_name
-    name = names.train_job(run.fedround, planned.client, attempt)
     metadata = _metadata(run.fedround, name, planned.client.namespace, labels)
     deadline_seconds = run.fedround.spec.client_active_deadline_seconds
     return _job(run.fedround, metadata, shape, pods=planned.nodes, deadline_seconds=deadline_seconds)
