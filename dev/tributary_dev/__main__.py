@@ -62,7 +62,7 @@ def _status(_: argparse.Namespace) -> int:
 
 
 def _down(arguments: argparse.Namespace) -> int:
-    cluster.down(keep_images=arguments.keep_images)
+    cluster.down_all(keep_images=arguments.keep_images)
     return 0
 
 
@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--nodes", type=int, choices=(0, 1), default=1, help="0: API server and S3 only")
     up.add_argument("--images", action="store_true", help="also build and load the images")
     verb("status", _status, "say what runs")
-    down = verb("down", _down, "remove the cluster without residue")
+    down = verb("down", _down, "remove all clusters of this checkout without residue")
     down.add_argument("--keep-images", action="store_true", help="keep the images that were loaded")
     verb("kubeconfig", _kubeconfig, "print the path of the kubeconfig")
     verb("env", _env, "print shell lines that set KUBECONFIG, PATH and the S3 endpoint")

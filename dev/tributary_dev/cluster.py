@@ -103,8 +103,17 @@ def up(*, fresh: bool = False, nodes: int = 1, identity: str | None = None) -> C
 
 
 def down(*, keep_images: bool = False, identity: str | None = None) -> None:
-    """Take the cluster and all its state away; `keep_images` spares what was loaded and the addresses."""
-    place = ClusterPlaces.of(identity)
+    """Take a cluster and all its state away; `keep_images` spares what was loaded and the addresses."""
+    _down(ClusterPlaces.of(identity), keep_images)
+
+
+def down_all(*, keep_images: bool = False) -> None:
+    """Take away every cluster of this checkout: the usual one and those that tests made beside it."""
+    for place in ClusterPlaces.of_checkout():
+        _down(place, keep_images)
+
+
+def _down(place: ClusterPlaces, keep_images: bool) -> None:
     with file_lock(place.lock):
         _stop(place)
         if keep_images:
@@ -186,6 +195,7 @@ def _converge(place: ClusterPlaces, binaries: Path, nodes: int) -> Cluster:
     ):
         directory.mkdir(parents=True, exist_ok=True)
     place.etcd.chmod(0o700)
+    place.claim()
     subnet = network.claim_subnet(place)
     pki.create(place, subnet)
     cluster = _cluster(place, subnet, binaries)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 CACHE_VARIABLE = "TRIBUTARY_CACHE"
 STATE_VARIABLE = "TRIBUTARY_STATE"
+OWNER_FILE = "checkout"
 STATE_DEFAULT = Path("/var/lib/tributary")
 
 
@@ -42,6 +43,18 @@ class ClusterPlaces:
         """The places of the cluster called `identity`, by default of this checkout."""
         name = cluster_id(identity or str(checkout()))
         return cls(name, state_root() / name)
+
+    @classmethod
+    def of_checkout(cls) -> list[ClusterPlaces]:
+        """The places of every cluster that was made from this checkout, whatever its identity."""
+        owners = state_root().glob(f"*/{OWNER_FILE}")
+        roots = sorted(path.parent for path in owners if path.read_text() == str(checkout()))
+        return [cls(root.name, root) for root in roots]
+
+    def claim(self) -> None:
+        """Write down which checkout this cluster is of."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        (self.root / OWNER_FILE).write_text(str(checkout()))
 
     @property
     def pki(self) -> Path:
