@@ -22,6 +22,7 @@ from tributary_worker import lora
 from tributary_worker.aggregation.changes import weighted_mean
 from tributary_worker.aggregation.numbers import decode, encode
 from tributary_worker.failures import StageFailure
+from tributary_worker.train import save_delta
 
 MODELS = {"gpt2": tiny_models.gpt2, "llama": tiny_models.llama}
 
@@ -164,6 +165,18 @@ def test_a_model_stored_without_its_head(tmp_path):
     made = a_round(tmp_path / "base", modules_of(model))
     new, old = tensors_of(made.result(tmp_path)), tensors_of(made.base_directory)
     assert not np.array_equal(new["h.0.attn.c_attn.weight"], old["h.0.attn.c_attn.weight"])
+
+
+def test_what_a_client_saves_is_accepted(tmp_path):
+    made = a_tiny_round(tmp_path, "gpt2", clients=1)
+    trained = tiny_models.gpt2()
+    lora.add_adapters(trained, lora.LoraSettings(3, 6.0), seed=RUN_KEY)
+    save_delta(trained, tmp_path / "delta.safetensors")
+    made.publish("a", (tmp_path / "delta.safetensors").read_bytes())
+    manifest = made.run(tmp_path / "work")
+    assert manifest.excluded == []
+    # Nothing was trained, so B is zero and the model is the base model.
+    assert manifest.model.digest == made.base.digest
 
 
 def test_the_manifest_comes_last_and_is_adopted(tmp_path):
