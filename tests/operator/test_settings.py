@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from tributary_operator.settings import Settings, SettingsInvalid
+
+MINIMAL = {"TRIBUTARY_WORKER_IMAGE": "worker@sha256:" + "0" * 64, "TRIBUTARY_BUCKET": "tributary"}
+
+
+def test_minimal_environment_is_enough() -> None:
+    settings = Settings.from_environment({**MINIMAL, "PATH": "/bin"})
+    assert settings.store.endpoint is None
+    assert settings.hub_job_resources.requests == {}
+
+
+def test_pods_may_reach_the_store_under_another_name() -> None:
+    inside = {"TRIBUTARY_STORE_ENDPOINT": "http://in:9000"}
+    outside = {"TRIBUTARY_STORE_ENDPOINT_FOR_PODS": "http://out:9000"}
+    assert Settings.from_environment({**MINIMAL, **inside}).store_for_pods.endpoint == "http://in:9000"
+    assert (
+        Settings.from_environment({**MINIMAL, **inside, **outside}).store_for_pods.endpoint
+        == "http://out:9000"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"TRIBUTARY_WORKER_IMAGE": "worker:latest"}, "TRIBUTARY_WORKER_IMAGE"),
+        ({"TRIBUTARY_STORE_THREADS": "none"}, "TRIBUTARY_STORE_THREADS"),
+        ({"TRIBUTARY_HUB_JOB_RESOURCES": "{"}, "TRIBUTARY_HUB_JOB_RESOURCES"),
+        ({"TRIBUTARY_BUCKET": ""}, "TRIBUTARY_BUCKET"),
+    ],
+)
+def test_what_is_wrong_is_named(wrong: dict[str, str], named: str) -> None:
+    with pytest.raises(SettingsInvalid, match=named):
+        Settings.from_environment({**MINIMAL, **wrong})
+
+
+def test_every_setting_can_be_set() -> None:
+    assert {name.removeprefix("TRIBUTARY_").lower() for name in Settings.environment_names()} == set(
+        Settings.model_fields
+    )
