@@ -205,7 +205,10 @@ def main(root: Path) -> None:
     # The old /proc still belongs to the host here, so this is the number by which the host knows us.
     host_pid = os.readlink("/proc/self")
     _prepare_mounts(root)
-    (root / PID_FILE).write_text(host_pid)
+    # Renamed into place: whoever waits for the file must never find it empty.
+    unfinished = root / f"{PID_FILE}.new"
+    unfinished.write_text(host_pid)
+    unfinished.replace(root / PID_FILE)
     supervisor = Supervisor(root)
     while True:
         supervisor.step()

@@ -14,8 +14,15 @@ from docstrings_demo.owners import CHECKOUT
 from docstrings_demo.problems import DemoError
 from docstrings_demo.stage import Stage
 from docstrings_demo.story import Demo
+from tributary_dev.doctor import MachineError
+from tributary_dev.health import UnhealthyError
+from tributary_dev.images import ImageError
+from tributary_dev.network import NoSubnetError
+from tributary_dev.shell import CommandError
 from tributary_store.errors import StoreError
 
+SET_UP_ERRORS = (MachineError, UnhealthyError, ImageError, NoSubnetError, CommandError)
+"""Of the embedded cluster; each one's text says what to do."""
 SUMMARY_PATH = CHECKOUT / "out" / "demo" / "summary.json"
 
 
@@ -28,7 +35,7 @@ def main() -> int:
             seen, load = demo.run()
         result = outcome.summary(demo.stage.admin_store(), seen, load, view.seconds)
         return judged(console, result, outcome.budgets(seen))
-    except (DemoError, StoreError) as error:
+    except (DemoError, StoreError, *SET_UP_ERRORS) as error:
         console.print(f"\nThe demo has failed. {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
 
