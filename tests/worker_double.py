@@ -20,15 +20,17 @@ from tributary_api.failures import EXIT_CODES, Reason, TerminationMessage
 from tributary_api.meta import NamespacedName
 from tributary_api.records import (
     AggregateManifest,
+    CompressionManifest,
     DeltaManifest,
     EvaluationReport,
     FileDigest,
+    GateVerdict,
     ModelScore,
     Receipt,
     SelfTestFigures,
 )
 from tributary_api.shared import ModelRef
-from tributary_api.tasks import TASK_ENV, AggregateTask, EvaluateTask, TrainTask
+from tributary_api.tasks import TASK_ENV, AggregateTask, CompressTask, EvaluateTask, GateTask, TrainTask
 from tributary_operator import names
 from tributary_store.objectstore import ObjectStore
 
@@ -62,6 +64,8 @@ class WorkerDouble:
     kubectl: Kubectl
     store: ObjectStore
     namespaces: list[str]
+    verdicts: deque[str] = field(default_factory=deque)
+    """Of the next gates; PASS when there is none left."""
     plan: dict[str, deque[Ending]] = field(default_factory=dict)
     """Endings by `<namespace>/<stage>`."""
     started: Counter[str] = field(default_factory=Counter)
@@ -103,7 +107,8 @@ class WorkerDouble:
         self._taken.add(pod["metadata"]["uid"])
         self.started[key] += 1
         endings = self.plan.get(key)
-        ending = endings.popleft() if endings else SUCCESS
+        usual = HANG if key.endswith(f"/{names.SERVE}") else SUCCESS
+        ending = endings.popleft() if endings else usual
         try:
             self._end(pod, ending)
         except Refused as refused:
@@ -139,6 +144,8 @@ class WorkerDouble:
             names.TRAIN: self._train,
             names.AGGREGATE: self._aggregate,
             names.EVALUATE: self._evaluate,
+            names.COMPRESS: self._compress,
+            names.GATE: self._gate,
         }
         stages[container["args"][0]](text)
 
@@ -197,3 +204,29 @@ class WorkerDouble:
         ]
         report = EvaluationReport(task=task.task, dataset_digest=task.dataset.digest, scores=scores)
         self.store.put_new(task.report_uri, report.canonical_json(), retain=True)
+
+    def _compress(self, text: str) -> None:
+        task = CompressTask.model_validate_json(text)
+        digest = sha256_of(f"compressed {task.model.digest}".encode())
+        manifest = CompressionManifest(
+            parent=task.model,
+            model=ModelRef(uri=f"{task.releases_uri}{digest.removeprefix('sha256:')}", digest=digest),
+            bytes=100,
+            parent_bytes=400,
+        )
+        self.store.put_new(task.manifest_uri, manifest.canonical_json(), retain=True)
+
+    def _gate(self, text: str) -> None:
+        task = GateTask.model_validate_json(text)
+        verdict = self.verdicts.popleft() if self.verdicts else "PASS"
+        models = {"candidate": task.candidate, "parent": task.parent, "stable": task.stable}
+        scores = [
+            ModelScore(role=role, model=model, loss=3.0, perplexity=20.0, accuracy=0.4, documents=1, tokens=9)
+            for role, model in models.items()
+            if model is not None
+        ]
+        reason = "NoWorse" if verdict == "PASS" else "Worse"
+        found = GateVerdict.model_validate(
+            {"verdict": verdict, "reason": reason, "scores": scores, "comparisons": []}
+        )
+        self.store.put_new(task.verdict_uri, found.canonical_json(), retain=True)

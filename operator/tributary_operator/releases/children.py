@@ -10,7 +10,6 @@ from kubernetes.aio.client import (
     V1Deployment,
     V1DeploymentSpec,
     V1DeploymentStrategy,
-    V1EnvVar,
     V1HTTPGetAction,
     V1Job,
     V1JobSpec,
@@ -32,7 +31,7 @@ from kubernetes.aio.client import (
 
 from tributary_api.base import API_VERSION
 from tributary_api.release import ModelRelease, Revision
-from tributary_api.shared import ModelRef, Resources
+from tributary_api.shared import ModelRef
 from tributary_api.tasks import SERVE_PORT, CompressTask, GateTask, ServeTask
 from tributary_operator import names
 from tributary_operator.decision import JsonPatch
@@ -108,7 +107,8 @@ def _job(
         service_account=settings.hub_service_account,
         resources=settings.hub_job_resources,
         placement=release.spec.serving,
-        env=[_threads(settings.hub_job_resources), *s3_identity(settings.serving_secret)],
+        threads=threads(settings.hub_job_resources),
+        env=s3_identity(settings.serving_secret),
     )
     return V1Job(
         api_version="batch/v1",
@@ -169,7 +169,8 @@ def _serving_pod(
         service_account=settings.hub_service_account,
         resources=serving.resources,
         placement=serving,
-        env=[_threads(serving.resources), *s3_identity(settings.serving_secret)],
+        threads=threads(serving.resources),
+        env=s3_identity(settings.serving_secret),
         ports=[V1ContainerPort(name=PORT_NAME, container_port=SERVE_PORT)],
         restart_policy=None,
         container_fields=_life(),
@@ -178,10 +179,6 @@ def _serving_pod(
         },
     )
     return pod_template(shape, labels, names.release_annotations(release))
-
-
-def _threads(resources: Resources) -> V1EnvVar:
-    return V1EnvVar(name="OMP_NUM_THREADS", value=str(threads(resources)))
 
 
 def _life() -> dict[str, object]:
