@@ -86,7 +86,8 @@ def test_an_unknown_stage_is_a_usage_error(argv, capsys):
 
 
 def test_a_stage_is_loaded_only_when_it_is_asked_for():
-    program = "import sys, tributary_worker.__main__; sys.exit('torch' in sys.modules)"
+    modules = "sys, tributary_worker.__main__, tributary_worker.distributed"
+    program = f"import {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

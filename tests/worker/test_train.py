@@ -16,7 +16,7 @@ from tributary_api.records import DeltaManifest, LedgerKind
 from tributary_store.digests import digest_of_bytes
 from tributary_worker import lora
 from tributary_worker.failures import StageFailure
-from tributary_worker.train import save_delta, train
+from tributary_worker.train import read_tenant_key, save_delta, train
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -193,6 +193,14 @@ def test_a_delta_that_is_not_finite_is_not_published(tmp_path, value):
     with pytest.raises(StageFailure, match="learningRate") as failure:
         save_delta(model, tmp_path / "delta.safetensors")
     assert failure.value.reason is Reason.NON_FINITE_DELTA
+
+
+@pytest.mark.parametrize("content", [None, b"", b"too short"])
+def test_a_missing_noise_key_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "key").write_bytes(content)
+    with pytest.raises(StageFailure, match="32 random bytes"):
+        read_tenant_key(tmp_path / "key")
 
 
 def test_what_never_trained_costs_nothing(tmp_path):

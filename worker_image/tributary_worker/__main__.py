@@ -12,6 +12,11 @@ from importlib import import_module
 from tributary_worker.failures import run_stage
 
 STAGES = ("train", "aggregate", "evaluate", "compress", "gate", "serve")
+ENTRIES = {stage: f"tributary_worker.{stage}" for stage in STAGES} | {
+    # A training pod may have several processes: this starts them, and each runs tributary_worker.train.
+    "train": "tributary_worker.distributed",
+}
+
 PRIVATE_STAGES = frozenset({"train"})
 """Stages that see a client's text: nothing an unforeseen error says may leave them."""
 
@@ -24,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         return USAGE_EXIT_CODE
     stage, *rest = argv
     return run_stage(
-        lambda args: import_module(f"tributary_worker.{stage}").main(args),
+        lambda args: import_module(ENTRIES[stage]).main(args),
         rest,
         is_private=stage in PRIVATE_STAGES,
     )

@@ -6,6 +6,7 @@ does: within a pod this module sees to it, across pods the Job does (it tolerate
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import socket
@@ -21,8 +22,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from tributary_api.failures import Reason
-from tributary_api.tasks import RENDEZVOUS_PORT, TrainTask
+from tributary_api.tasks import RENDEZVOUS_PORT, TASK_ENV, TrainTask
 from tributary_worker.failures import TERMINATION_MESSAGE_PATH_ENV, StageFailure, termination_message_path
+from tributary_worker.task_input import read_task
 
 T = TypeVar("T")
 
@@ -90,17 +92,38 @@ def pod_layouts(task: TrainTask, environment: Mapping[str, str]) -> list[RankLay
     ]
 
 
-def launch(task: TrainTask, argv: Sequence[str], train: Callable[[RankLayout], int]) -> int:
-    """Run `train` in each process of this pod: here if there is but one, else in children running this
+def main(argv: Sequence[str]) -> int:
+    """The entry of a training pod: train here if it has one process, else in children that run this
     command."""
+    options = _options(argv)
+    if options.task is not None:
+        os.environ[TASK_ENV] = options.task.read_text()
+    task = read_task(TrainTask)
     if RANK_ENV in os.environ:
-        return train(RankLayout.from_environment(os.environ))
+        return _train(task, RankLayout.from_environment(os.environ), options.root)
     layouts = pod_layouts(task, os.environ)
     if len(layouts) == 1:
         os.environ.update(layouts[0].environment)
-        return train(layouts[0])
+        return _train(task, layouts[0], options.root)
     with tempfile.TemporaryDirectory() as directory:
         return _run_children(layouts, argv, Path(directory))
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    """`task` and `root` from the command line. A pod has neither: admission allows it no arguments, and no
+    variable that could point at another key or another API server."""
+    parser = argparse.ArgumentParser(prog="tributary_worker train")
+    parser.add_argument("--task", type=Path, help=f"file with the task, instead of the variable {TASK_ENV}")
+    parser.add_argument("--root", type=Path, default=Path("/"), help="where the mounts lie, outside a pod")
+    return parser.parse_args(argv)
+
+
+def _train(task: TrainTask, layout: RankLayout, root: Path) -> int:
+    # Imported here, so that a process which only starts others stays small; and aside from stdout, which is
+    # for progress: DeepSpeed logs there when it is imported.
+    with redirect_stdout(sys.stderr):
+        from tributary_worker.train import run
+    return run(task, layout, root)
 
 
 def _run_children(layouts: Sequence[RankLayout], argv: Sequence[str], messages: Path) -> int:

@@ -12,11 +12,9 @@ The only things that leave are the noised delta and public numbers.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -33,7 +31,7 @@ from tributary_api.failures import Reason
 from tributary_api.meta import NamespacedName
 from tributary_api.records import DeltaManifest, FileDigest, Receipt, SelfTestFigures
 from tributary_api.shared import TaskKind
-from tributary_api.tasks import DATA_CREDENTIALS_PREFIX, DATA_MOUNT_PATH, NOISE_KEY_PATH, TASK_ENV, TrainTask
+from tributary_api.tasks import DATA_CREDENTIALS_PREFIX, DATA_MOUNT_PATH, NOISE_KEY_PATH, TrainTask
 from tributary_store import bundle
 from tributary_store.digests import digest_of_bytes
 from tributary_store.errors import ObjectExists
@@ -50,7 +48,6 @@ from tributary_worker.privacy.errors import PrivacyError, UnsupportedError
 from tributary_worker.privacy.keystream import TENANT_KEY_BYTES_MIN, derive_key
 from tributary_worker.privacy.selftest import run_self_test
 from tributary_worker.store_access import open_store, store_failures
-from tributary_worker.task_input import read_task
 
 DIGEST_PREFIX = "sha256:"
 VERSIONED = ("tributary", "torch", "deepspeed", "dp-accounting")
@@ -67,20 +64,11 @@ class Surroundings:
     now: Callable[[], datetime]
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the task in the environment, or in `--task FILE`, in all processes of this pod; gives the exit
-    code."""
-    options = options_of(argv)
-    if options.task is not None:
-        os.environ[TASK_ENV] = options.task.read_text()
-    task = read_task(TrainTask)
-
-    def run(layout: distributed.RankLayout) -> int:
-        with distributed.process_group(layout):
-            train(task, surroundings_of(task, options.root))
-        return 0
-
-    return distributed.launch(task, argv, run)
+def run(task: TrainTask, layout: distributed.RankLayout, root: Path) -> int:
+    """One process of a training pod, whose mounts lie below `root`; gives the exit code."""
+    with distributed.process_group(layout):
+        train(task, surroundings_of(task, root))
+    return 0
 
 
 def train(task: TrainTask, world: Surroundings) -> None:
@@ -103,17 +91,6 @@ def train(task: TrainTask, world: Surroundings) -> None:
     except PrivacyError as error:
         raise StageFailure(Reason.SELF_TEST_FAILED, str(error)) from error
     on_first_rank(lambda: publish(task, world.store, model, figures))
-
-
-def options_of(argv: Sequence[str]) -> argparse.Namespace:
-    """`task` and `root` from the command line. A pod has neither: admission allows it no arguments, and no
-    variable that could point at another key or another API server."""
-    parser = argparse.ArgumentParser(prog="tributary_worker train")
-    parser.add_argument("--task", type=Path, help=f"file with the task, instead of the variable {TASK_ENV}")
-    parser.add_argument(
-        "--root", type=Path, default=Path("/"), help="where a pod's mounts lie, outside a pod"
-    )
-    return parser.parse_args(argv)
 
 
 def surroundings_of(task: TrainTask, root: Path) -> Surroundings:
