@@ -137,13 +137,14 @@ def load_pause(place: ClusterPlaces, binaries: Path) -> None:
 def content_key(checkout: Path, recipe: Recipe) -> str:
     """What the image depends on: its Containerfile, its lock file, its sources and the base."""
     digest = hashlib.sha256(_base_key().encode())
-    for path in sorted(_inputs(checkout, recipe)):
+    for path in sorted(inputs(checkout, recipe)):
         digest.update(f"{path.relative_to(checkout)}\0{path.stat().st_size}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _inputs(checkout: Path, recipe: Recipe) -> Iterator[Path]:
+def inputs(checkout: Path, recipe: Recipe) -> Iterator[Path]:
+    """Every file that the image is made from. Raises ImageError when one that must exist does not."""
     for name in (recipe.containerfile, recipe.lock):
         if not (checkout / name).is_file():
             raise ImageError(f"the {recipe.name} image needs {name}, which this checkout lacks")
@@ -177,28 +178,38 @@ def _store(place: ClusterPlaces, binaries: Path) -> ImageStore:
 
 def _built(recipe: Recipe) -> Image:
     """The image; builds it when its inputs changed."""
-    key = content_key(places.checkout(), recipe)
-    record = _records(recipe) / f"{key}.json"
-    with file_lock(_root() / "lock"):
+    with file_lock(_root() / "lock"), tempfile.TemporaryDirectory(prefix="tributary-context-") as name:
+        # A copy, so that the image has what its key says even when somebody edits the checkout meanwhile.
+        context = Path(name)
+        copy_inputs(places.checkout(), recipe, context)
+        key = content_key(context, recipe)
+        record = _records(recipe) / f"{key}.json"
         if not record.exists():
             with step(f"building the {recipe.name} image"):
-                write_record(record, _build(recipe, key))
+                write_record(record, _build(recipe, context, key))
         record.touch()
         image = read_record(record)
         _prune(recipe)
     return image
 
 
-def _build(recipe: Recipe, key: str) -> Image:
-    checkout, buildah = places.checkout(), _buildah()
-    containerfile, base = checkout / recipe.containerfile, f"{BASE}:{_base_key()}"
+def copy_inputs(checkout: Path, recipe: Recipe, target: Path) -> None:
+    for path in inputs(checkout, recipe):
+        copy = target / path.relative_to(checkout)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+
+
+def _build(recipe: Recipe, context: Path, key: str) -> Image:
+    buildah = _buildah()
+    containerfile, base = context / recipe.containerfile, f"{BASE}:{_base_key()}"
     if base not in buildah.names():
         with step("making the base image with debootstrap"):
             buildah.make_base(base)
     for stage in recipe.stages:
-        buildah.build(f"{PREFIX}{recipe.name}-{stage}:latest", containerfile, checkout, base, stage)
+        buildah.build(f"{PREFIX}{recipe.name}-{stage}:latest", containerfile, context, base, stage)
     name = f"{PREFIX}{recipe.name}:{key}"
-    buildah.build(name, containerfile, checkout, base)
+    buildah.build(name, containerfile, context, base)
     return Image.of(buildah.settings(name), [_measured(path) for path in buildah.layer_directories(name)])
 
 

@@ -18,10 +18,10 @@ RECIPE = Recipe("demo", "demo/Containerfile", "requirements/demo.txt", ("lib", "
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     for name in ("demo/Containerfile", "requirements/demo.txt", "lib/a/b.py", "demo/package/c.py"):
-        path = tmp_path / name
+        path = tmp_path / "checkout" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-    return tmp_path
+    return tmp_path / "checkout"
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,13 @@ def test_bytecode_and_other_files_do_not_change_the_key(checkout: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     assert content_key(checkout, RECIPE) == before
+
+
+def test_a_copy_has_the_same_key_whatever_happens_to_the_original(checkout: Path, tmp_path: Path) -> None:
+    before = content_key(checkout, RECIPE)
+    images.copy_inputs(checkout, RECIPE, tmp_path / "copy")
+    (checkout / "lib/a/b.py").write_text("edited meanwhile")
+    assert content_key(tmp_path / "copy", RECIPE) == before
 
 
 def test_a_missing_lock_is_named(checkout: Path) -> None:
