@@ -55,6 +55,10 @@ class Buildah:
             self.run("rmi", "--force", name)
         self.run("rmi", "--prune", "--force")
 
+    def clear(self) -> None:
+        """Remove what builds that were cut off left: each of their stages may hold gigabytes."""
+        self.run("rm", "--all")
+
     def settings(self, name: str) -> dict[str, Any]:
         """The OCI configuration of an image."""
         inspected: dict[str, Any] = json.loads(self.run("inspect", "--type", "image", name))["OCIv1"]

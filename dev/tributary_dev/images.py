@@ -202,6 +202,7 @@ def copy_inputs(checkout: Path, recipe: Recipe, target: Path) -> None:
 
 def _build(recipe: Recipe, context: Path, key: str) -> Image:
     buildah = _buildah()
+    buildah.clear()
     containerfile, base = context / recipe.containerfile, f"{BASE}:{_base_key()}"
     if base not in buildah.names():
         with step("making the base image with debootstrap"):
