@@ -12,7 +12,8 @@ import pytest
 from installation import BUCKET, HUB, client_values, rendered
 from kube import Kubectl, Object, eventually
 from operator_process import OperatorProcess, operator_kubeconfig
-from worker_double import CRASH, HANG, OUT_OF_MEMORY, WorkerDouble, failing
+from pausing_proxy import PausingProxy
+from worker_double import CRASH, HANG, OUT_OF_MEMORY, WorkerDouble, failing, tiny_bundle
 
 from tributary_accounting.ledger import Chain, read
 from tributary_api.base import API_VERSION
@@ -22,7 +23,6 @@ from tributary_api.records import LedgerKind
 from tributary_api.shared import ModelRef, StoreEndpoint
 from tributary_dev import cluster as dev
 from tributary_operator import names
-from tributary_store import bundle
 from tributary_store.objectstore import ObjectStore
 
 pytestmark = pytest.mark.cluster
@@ -46,13 +46,8 @@ def store(running: dev.Cluster, installed: Kubectl) -> ObjectStore:
 
 
 @pytest.fixture(scope="module")
-def base_model(store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
-    directory = tmp_path_factory.mktemp("model")
-    (directory / "config.json").write_text('{"model_type": "gpt2", "n_embd": 8, "n_layer": 2}')
-    header = b'{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
-    weights = len(header).to_bytes(8, "little") + header + secrets.token_bytes(16)
-    (directory / "model.safetensors").write_bytes(weights)
-    return bundle.push(store, directory, f"s3://{BUCKET}/models/")
+def base_model(store: ObjectStore, suite: str) -> ModelRef:
+    return tiny_bundle(store, f"s3://{BUCKET}/models/", seed=suite)
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +73,24 @@ def install_client(installed: Kubectl, helm: Path, namespace: str, suite: str, *
 
 
 @pytest.fixture(scope="module")
+def road_to_store(running: dev.Cluster) -> Iterator[PausingProxy]:
+    """What lies between the operator and S3."""
+    proxy = PausingProxy(running.s3.endpoint_for_host)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture(scope="module")
 def operating(
-    installed: Kubectl, running: dev.Cluster, tmp_path_factory: pytest.TempPathFactory
+    installed: Kubectl,
+    running: dev.Cluster,
+    road_to_store: PausingProxy,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[OperatorProcess]:
     place = tmp_path_factory.mktemp("operator")
     s3 = running.s3
     config = operator_kubeconfig(installed, place / "kubeconfig")
-    process = OperatorProcess(config, place / "log", s3.endpoint_for_host, s3.access_key, s3.secret_key)
+    process = OperatorProcess(config, place / "log", road_to_store.endpoint, s3.access_key, s3.secret_key)
     process.start()
     yield process
     print(process.log.read_text()[-20000:])
@@ -386,3 +392,66 @@ def test_events_tell_transitions_once(rounds: Rounds, workers: WorkerDouble) -> 
     told = [event["reason"] for event in found]
     assert sorted(told) == sorted(set(told)), f"an event was repeated: {told}"
     assert {"Planning", "Training", "Aggregating", "RoundComplete"} <= set(told)
+
+
+def test_the_store_is_away_for_a_while(
+    rounds: Rounds, workers: WorkerDouble, tenants: list[str], road_to_store: PausingProxy
+) -> None:
+    road_to_store.switch(False)
+    name = rounds.apply(rounds.manifest("away"))
+    rounds.becomes(name, "StoreUnreachable")
+    assert not workers.started
+    road_to_store.switch(True)
+    rounds.becomes(name, "RoundComplete")
+    assert rounds.status(name)["clientsSummary"] == "3/3"
+
+
+def test_a_round_starts_from_another_rounds_model(
+    rounds: Rounds, workers: WorkerDouble, tenants: list[str]
+) -> None:
+    base = rounds.manifest("base")
+    follower = rounds.manifest("follower", baseModel={"roundRef": {"name": base["metadata"]["name"]}})
+    second = rounds.apply(follower)
+    rounds.becomes(second, "BaseRoundMissing")
+    first = rounds.apply(base)
+    rounds.becomes(second, "RoundComplete")
+    assert rounds.status(second)["baseModel"] == rounds.status(first)["model"]
+
+
+def test_a_gang_meets_at_a_service_that_its_job_owns(
+    rounds: Rounds, workers: WorkerDouble, tenants: list[str], installed: Kubectl
+) -> None:
+    patch_client(installed, tenants[0], {"worker": {"nodes": 2}})
+    workers.will(tenants[0], HANG, HANG)
+    try:
+        name = rounds.apply(rounds.manifest("gang"))
+        eventually(lambda: workers.started[f"{tenants[0]}/train"] == 2, timeout_seconds=WAIT_SECONDS)
+        run_key = rounds.status(name)["runKey"]
+        (job,) = jobs(installed, tenants[:1], run_key)
+        (service,) = installed.get("services", "-n", tenants[0], f"-l{names.RUN_KEY}={run_key}")["items"]
+        (owner,) = service["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["name"], service["metadata"]["name"]) == ("Job", job, job)
+        pods = installed.get("pods", "-n", tenants[0], f"-l{names.JOB_NAME}={job}")["items"]
+        assert {pod["spec"]["subdomain"] for pod in pods} == {job}
+        assert {pod["spec"]["hostname"] for pod in pods} == {f"{job}-0", f"{job}-1"}
+    finally:
+        patch_client(installed, tenants[0], {"worker": {"nodes": 1}})
+
+
+def test_an_owner_without_the_chart_is_left_out_with_what_to_do(
+    rounds: Rounds, workers: WorkerDouble, tenants: list[str], installed: Kubectl, suite: str
+) -> None:
+    elsewhere = installed.namespace(f"{suite}-d")
+    client = installed.get("fclient", "notes", "-n", tenants[0])
+    kept = {key: client[key] for key in ("apiVersion", "kind", "spec")}
+    installed.apply(
+        {**kept, "metadata": {"name": "notes", "namespace": elsewhere, "labels": {"suite": suite}}}
+    )
+    try:
+        name = rounds.apply(rounds.manifest("no-access"))
+        rounds.becomes(name, "RoundComplete")
+        (failed,) = rounds.status(name)["failedClients"]
+        assert (failed["client"], failed["reason"]) == (f"{elsewhere}/notes", "NoAccess")
+        assert "tributary-client" in failed["message"]
+    finally:
+        installed("delete", "namespace", elsewhere, "--wait=false")
