@@ -34,6 +34,11 @@ def test_a_failure_becomes_its_exit_code_and_termination_message(reason, message
     assert message()["message"] == "change this"
 
 
+def test_the_code_of_an_internal_error_is_the_highest():
+    """Of several processes that failed at once, the one with the lowest code knows why."""
+    assert EXIT_CODES[Reason.INTERNAL] == max(EXIT_CODES.values())
+
+
 def test_success_is_silent(message):
     assert run_stage(lambda argv: 0, [], is_private=True) == 0
     with pytest.raises(FileNotFoundError):

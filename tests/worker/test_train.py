@@ -179,6 +179,7 @@ def test_a_missing_base_model_is_named(tmp_path):
         ({"method": {"lora": {"targetModules": ["nowhere"]}}}, "targetModules"),
         ({"training": {"deepspeed": {"zeroStage": 3}}}, "zeroStage"),
         ({"training": {"maxSequenceLength": 4096}}, "maxSequenceLength"),
+        ({"task": "SequenceClassification"}, r"lacks score\.weight"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_name(tmp_path, changes, words):

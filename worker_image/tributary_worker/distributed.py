@@ -95,6 +95,8 @@ def pod_layouts(task: TrainTask, environment: Mapping[str, str]) -> list[RankLay
 def main(argv: Sequence[str]) -> int:
     """The entry of a training pod: train here if it has one process, else in children that run this
     command."""
+    # The first process of a container ignores SIGTERM unless it says otherwise; its children never see it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     options = _options(argv)
     if options.task is not None:
         os.environ[TASK_ENV] = options.task.read_text()
@@ -134,8 +136,6 @@ def _run_children(layouts: Sequence[RankLayout], argv: Sequence[str], messages: 
         ): layout
         for layout in layouts
     }
-    # The kubelet's SIGTERM reaches this process alone.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         first = _first_failure(list(children))
         if first is None:
@@ -147,13 +147,17 @@ def _run_children(layouts: Sequence[RankLayout], argv: Sequence[str], messages: 
 
 
 def _first_failure(children: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes] | None:
-    """Wait until all children succeeded (None) or one did not."""
+    """Wait until all children succeeded (None) or one did not.
+
+    Of several that failed at once the lowest code is the cause: a signal is below 0, and a rank that only
+    lost its peers ends with the code of InternalError, which is the highest.
+    """
     running = list(children)
     while running:
-        for child in [c for c in running if c.poll() is not None]:
-            if child.returncode != 0:
-                return child
-            running.remove(child)
+        failed = [child for child in running if child.poll() not in (None, 0)]
+        if failed:
+            return min(failed, key=lambda child: int(child.returncode))
+        running = [child for child in running if child.returncode is None]
         time.sleep(POLL_SECONDS)
     return None
 
@@ -211,10 +215,9 @@ def process_group(layout: RankLayout) -> Iterator[None]:
             Reason.RENDEZVOUS_TIMED_OUT,
             f"rank {layout.rank} of {layout.world_size} did not meet the others at {layout.master_host}",
         ) from error
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    # Not after a failure: saying good-bye to ranks that are gone may take for ever.
+    dist.destroy_process_group()
 
 
 def _await_name(layout: RankLayout) -> None:

@@ -8,8 +8,7 @@ mean(B) A = mean(B A).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +19,6 @@ from transformers.pytorch_utils import Conv1D
 from tributary_worker.lora_init import frozen_a
 from tributary_worker.lora_names import factor_name, target_leaves, targets
 from tributary_worker.privacy.errors import UnsupportedError
-
-CLASSIFICATION_HEADS = ("score", "classifier")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,24 +127,6 @@ def peft_tensors(model: nn.Module) -> dict[str, Tensor]:
         tensors[factor_name(name, "lora_A")] = _saved(adapter.lora_a)
         tensors[factor_name(name, "lora_B")] = _saved(adapter.lora_b)
     return tensors
-
-
-def peft_config(base_digest: str, task_type: str, settings: LoraSettings, targets: Sequence[str]) -> str:
-    """The text of `adapter_config.json` for PEFT."""
-    fields = {
-        "peft_type": "LORA",
-        "task_type": task_type,
-        "base_model_name_or_path": base_digest,
-        "bias": "none",
-        "r": settings.rank,
-        "lora_alpha": settings.alpha,
-        "lora_dropout": 0.0,
-        "init_lora_weights": True,
-        "target_modules": sorted(targets),
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
-    return json.dumps(fields, indent=2, sort_keys=True)
 
 
 def _saved(factor: Tensor) -> Tensor:

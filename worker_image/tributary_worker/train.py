@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -159,17 +159,31 @@ def load_base_model(task: TrainTask, store: Objects, directory: Path) -> tuple[A
         bundle.pull(store, task.base_model, directory)
     kind = AutoModelForCausalLM if task.task is TaskKind.CAUSAL_LM else AutoModelForSequenceClassification
     try:
-        model = kind.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+        model, loading = kind.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         message = f"{task.base_model.uri} does not load: {error}"
         raise StageFailure(Reason.MODEL_UNSUPPORTED, message) from error
+    check_model(task, model, loading["missing_keys"])
+    model.config.pad_token_id = padding_id(tokenizer)
+    return model, tokenizer
+
+
+def check_model(task: TrainTask, model: Any, missing: Collection[str]) -> None:
+    """Refuse a base model that the task does not fit; `missing` names weights that its bundle does not
+    have."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and task.training.max_sequence_length > positions:
         message = f"maxSequenceLength is above the model's {positions} positions: lower it"
         raise StageFailure(Reason.MODEL_UNSUPPORTED, message)
-    model.config.pad_token_id = padding_id(tokenizer)
-    return model, tokenizer
+    if missing:
+        # They were drawn at random just now: every client would train another model.
+        message = (
+            f"{task.base_model.uri} lacks {', '.join(sorted(missing)[:3])}, which a {task.task} model has"
+        )
+        raise StageFailure(Reason.MODEL_UNSUPPORTED, message)
 
 
 def load_records(task: TrainTask, files: Files, tokenizer: Any, model: Any) -> tuple[TokenizedRecords, str]:

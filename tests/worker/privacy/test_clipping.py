@@ -66,6 +66,12 @@ def test_a_record_without_a_finite_norm_contributes_exactly_nothing(broken):
     assert torch.equal(clip([good, good], 1.0, torch.ones(2))[0], torch.tensor([0.1, 0.2]))
 
 
+def test_an_empty_slot_contributes_exactly_nothing():
+    gradients = [torch.tensor([[0.1, 0.2], [0.3, 0.4], [float("nan"), 5.0]])]
+    clipped = clip(gradients, 1.0, torch.tensor([1.0, 0.0, 0.0]))
+    assert torch.equal(clipped[0], torch.tensor([0.1, 0.2]))
+
+
 def test_a_record_of_the_largest_finite_numbers_is_clipped_like_any_other():
     clipped = clip([torch.full((1, 4), 3e38)], 2.0, torch.ones(1))[0]
     assert torch.allclose(clipped, torch.ones(4))
