@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
+from demo_objects import CLIENT, ROUND
 from rich.console import Console
 
 from docstrings_demo.live import View, lines, picture
@@ -12,32 +12,6 @@ from docstrings_demo.observe import Load, Pod, Seen, load_of
 from tributary_api.client import FederatedClient
 from tributary_api.round import FederatedRound
 from tributary_operator import names
-
-CLIENT: dict[str, Any] = {
-    "metadata": {"name": "docstrings", "namespace": "algebra"},
-    "spec": {
-        "data": {"name": "docstrings", "uri": "s3://algebra-data/private/", "numExamples": 10},
-        "store": {},
-        "consent": {"hubs": [{"namespace": "hub"}], "expires": "2036-12-31T00:00:00Z"},
-        "privacy": {
-            "budget": {"epsilon": "20", "delta": "1e-5"},
-            "maxRoundEpsilon": "8",
-            "ledgerUri": "s3://tributary/ledger/algebra/docstrings/",
-        },
-        "worker": {"allowedImages": ["localhost/worker@sha256:" + "0" * 64]},
-    },
-    "status": {"privacy": {"spentEpsilon": "4.2", "remainingEpsilon": "15.8"}},
-}
-ROUND: dict[str, Any] = {
-    "metadata": {"name": "round-1", "namespace": "hub"},
-    "spec": {
-        "baseModel": {"roundRef": {"name": "round-0"}},
-        "clients": {},
-        "method": {"lora": {}},
-        "training": {"maxSteps": 10, "expectedBatchSize": 4, "learningRate": "0.1"},
-        "privacy": {"epsilon": "8", "delta": "1e-5"},
-    },
-}
 
 
 def seen(step: int) -> Seen:

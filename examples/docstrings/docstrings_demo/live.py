@@ -32,8 +32,6 @@ class View:
         self._said: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        if self._live:
-            self._live.start()
         return self
 
     def __exit__(
@@ -60,6 +58,8 @@ class View:
 
     def show(self, seen: Seen) -> None:
         if self._live:
+            # Only now: the set-up of the embedded cluster draws progress of its own.
+            self._live.start()
             self._live.update(picture(seen), refresh=True)
             return
         for subject, text in lines(seen):
