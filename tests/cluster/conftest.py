@@ -5,6 +5,7 @@ It is a cluster of its own beside the one of `make demo`, so that neither distur
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +17,16 @@ from kube import Kubectl, Object, eventually
 from tributary_dev import cluster as dev
 from tributary_dev import places
 
+SUITE_VARIABLE = "TRIBUTARY_TEST_CLUSTER"
+"""Another name gives a run its own cluster: two operators in one would undo each other's work."""
+
 FIRST = {"CustomResourceDefinition", "Namespace"}
 """Must exist before objects of these kinds, or in these namespaces."""
 
 
 @pytest.fixture(scope="session")
 def running() -> dev.Cluster:
-    return dev.up(nodes=0, identity=f"{places.checkout()} tests")
+    return dev.up(nodes=0, identity=f"{places.checkout()} {os.environ.get(SUITE_VARIABLE, 'tests')}")
 
 
 @pytest.fixture(scope="session")
