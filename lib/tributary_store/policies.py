@@ -26,7 +26,7 @@ from typing import Any
 
 from tributary_api.base import canonical_json
 from tributary_api.meta import NamespacedName
-from tributary_store.bundle_files import BUNDLE_FILE
+from tributary_store.bundle_files import BUNDLE_FILE, CONFIG_FILE
 from tributary_store.keys import MANIFEST, Layout
 from tributary_store.objects import bucket_and_key
 
@@ -101,7 +101,8 @@ def _hub_rights(layout: Layout, hub: HubIdentities) -> Iterator[Right]:
     plan, outcome = _key(layout.plan(any_run)), _key(layout.outcome(any_run))
     aggregate, evaluation = _key(layout.aggregate_manifest(any_run)), _key(layout.evaluation(any_run))
     compression, verdict = _key(layout.compression_manifest("*")), _key(layout.gate_verdict("*"))
-    bundle = (f"{models}*/{BUNDLE_FILE}", f"{releases}*/{BUNDLE_FILE}")
+    # From a model's shape the operator tells how much noise a round adds; it never reads weights.
+    bundle = (f"{models}*/{BUNDLE_FILE}", f"{models}*/{CONFIG_FILE}", f"{releases}*/{BUNDLE_FILE}")
     yield Right(
         "HubOperator",
         hub.operator,
