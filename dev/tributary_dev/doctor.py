@@ -33,6 +33,8 @@ PACKAGES = {
     "mount": "mount",
     "git": "git",
 }
+# A socket's path has at most 107 bytes; the kubelet's lie up to 46 below the directory of all states.
+STATE_PATH_LENGTH_MAX = 60
 SYSTEM_PATH = ("/usr/sbin", "/sbin")
 
 
@@ -73,6 +75,7 @@ class Machine:
     missing_programs: tuple[str, ...]
     missing_controllers: tuple[str, ...]
     has_overlay: bool
+    state_path_length: int
 
 
 def examine(disk_bytes_to_build: int = 0) -> Machine:
@@ -91,6 +94,7 @@ def examine(disk_bytes_to_build: int = 0) -> Machine:
         missing_programs=tuple(name for name in PACKAGES if _find(name) is None),
         missing_controllers=tuple(sorted(cgroups.missing_controllers())) if is_linux else (),
         has_overlay=is_linux and "overlay" in Path("/proc/filesystems").read_text().split(),
+        state_path_length=len(str(places.state_root())),
     )
 
 
@@ -116,6 +120,9 @@ def _platform_lacks(machine: Machine) -> list[Lack]:
         lacks.append(Lack(f"no cgroup controllers {names}", "mount them, or run outside of this container"))
     if machine.system == "Linux" and not machine.has_overlay:
         lacks.append(Lack("the kernel has no overlay file system", "`modprobe overlay`"))
+    if machine.state_path_length > STATE_PATH_LENGTH_MAX:
+        longer = f"{places.STATE_VARIABLE} is longer than {STATE_PATH_LENGTH_MAX} characters"
+        lacks.append(Lack(longer, "sockets below it could not be opened: choose a shorter path"))
     return lacks
 
 

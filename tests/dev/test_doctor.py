@@ -20,6 +20,7 @@ GOOD = Facts(
     missing_programs=(),
     missing_controllers=(),
     has_overlay=True,
+    state_path_length=18,
 )
 
 ROWS: list[tuple[dict[str, object], str]] = [
@@ -33,6 +34,7 @@ ROWS: list[tuple[dict[str, object], str]] = [
     ({"go_version": (1, 22), "go_toolchain": "local"}, "GOTOOLCHAIN=auto"),
     ({"missing_controllers": ("pids",)}, "pids"),
     ({"has_overlay": False}, "modprobe overlay"),
+    ({"state_path_length": 90}, "shorter path"),
     ({"missing_programs": ("runc", "ip"), "has_apt": False}, "iproute2 runc"),
 ]
 
