@@ -1,6 +1,6 @@
 """`python -m tributary_operator`.
 
-Almost empty on purpose: the accountant's processes import this module again when they start, and need nothing of it.
+Almost empty on purpose: the accountant's processes import this module again, and need nothing of it.
 """
 
 if __name__ == "__main__":
