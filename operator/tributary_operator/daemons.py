@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ class _Daemon:
     task: asyncio.Task[None] | None = None
     pass_started: float | None = None
     failures: int = 0
+    heard_of: float = field(default_factory=time.monotonic)
+    """When a watch or a read last showed the object."""
 
 
 class Daemons:
@@ -74,7 +77,7 @@ class Daemons:
         elif _is_newer(raw, daemon.latest):
             if _is_news(event_type, raw, daemon):
                 daemon.awake.set()
-            daemon.latest = raw
+            daemon.latest, daemon.heard_of = raw, time.monotonic()
 
     def _tell_rounds(self, kind: Kind) -> None:
         """A client that appears, agrees or withdraws concerns any round; finished ones pass it by."""
@@ -113,11 +116,15 @@ class Daemons:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _stop(self, key: str) -> None:
+        daemon = self._forget(key)
+        if daemon.task is not None:
+            daemon.task.cancel()
+
+    def _forget(self, key: str) -> _Daemon:
         daemon = self._daemons.pop(key)
         self.world.jobs.forget(key)
         metrics.OBJECTS.labels(daemon.target.kind.kind).dec()
-        if daemon.task is not None:
-            daemon.task.cancel()
+        return daemon
 
     async def _live(self, daemon: _Daemon) -> None:
         while True:
@@ -126,7 +133,32 @@ class Daemons:
             try:
                 await asyncio.wait_for(daemon.awake.wait(), wait_seconds)
             except TimeoutError:
-                continue
+                if not await self._is_still_there(daemon):
+                    self._retire(daemon)
+                    return
+
+    async def _is_still_there(self, daemon: _Daemon) -> bool:
+        """After a quiet while the object is read afresh: a watch that is renewed can miss a deletion."""
+        about = daemon.target
+        if time.monotonic() - daemon.heard_of < self.world.settings.resync_seconds:
+            return True
+        try:
+            raw = await self.world.cluster.get(about.kind, about.namespace, about.name)
+        except ApiError as error:
+            log.info("object not read afresh", object=str(about), error=str(error))
+            return True
+        if raw is None or raw["metadata"]["uid"] != about.uid:
+            return False
+        self._keep(daemon, raw)
+        daemon.heard_of = time.monotonic()
+        return True
+
+    def _retire(self, daemon: _Daemon) -> None:
+        key = str(daemon.target)
+        if self._daemons.get(key) is daemon:
+            log.warning("object has vanished without an event", object=key)
+            self._forget(key)
+            self._tell_rounds(daemon.target.kind)
 
     async def _pass(self, daemon: _Daemon) -> float:
         """One pass, whatever happens in it. Returns the seconds until the next if nothing wakes us."""
@@ -198,15 +230,18 @@ class Daemons:
         try:
             kind = self._reconcilers[raw["kind"]].kind
             self._keep(daemon, await report(self.world, kind, daemon.latest, found))
-        except (Conflict, Missing):
+        except Conflict:
             return CONFLICT_SECONDS
-        except ApiError as unreported:
+        except Missing:
+            daemon.heard_of = -math.inf  # gone, it seems: makes the daemon look before the next pass
+            return CONFLICT_SECONDS
+        except Exception as unreported:  # whatever it is, the daemon must live on
             log.warning("trouble not reported", object=str(daemon.target), error=str(unreported))
         return float(min(2 ** min(daemon.failures, 10), BACKOFF_SECONDS_MAX))
 
     def _keep(self, daemon: _Daemon, raw: JsonObject) -> None:
         if _is_newer(raw, daemon.latest):
-            daemon.latest = raw
+            daemon.latest, daemon.heard_of = raw, time.monotonic()
 
 
 def _is_newer(raw: JsonObject, than: JsonObject) -> bool:
