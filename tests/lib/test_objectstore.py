@@ -1,6 +1,7 @@
 """One suite for the double and for the real store: what the rest of Tributary may rely on."""
 
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -102,14 +103,39 @@ def test_a_file_is_never_overwritten(objects, tmp_path, size):
     assert (tmp_path / "read").read_bytes() == first.read_bytes()
 
 
+def test_of_uploads_at_the_same_time_one_creates_the_object(objects, tmp_path):
+    """Each has seen that there is nothing; only the end of the upload can tell."""
+    store, prefix = objects
+    paths = [tmp_path / str(i) for i in range(2)]
+    for path in paths:
+        path.write_bytes(os.urandom(CHUNK_BYTES + 100))
+    start = threading.Barrier(2)
+
+    def upload(path):
+        start.wait()
+        try:
+            return store.upload_new(f"{prefix}/file", path)
+        except ObjectExists:
+            return None
+
+    with ThreadPoolExecutor(2) as pool:
+        (digest,) = [digest for digest in pool.map(upload, paths) if digest]
+    assert digest_of_bytes(store.get(f"{prefix}/file"), digest.path) == digest
+
+
 def test_a_wrong_byte_is_found_and_leaves_no_file(objects, tmp_path):
     store, prefix = objects
     data = os.urandom(CHUNK_BYTES + 100)
     wrong = data[:-1] + bytes([data[-1] ^ 1])
     (tmp_path / "wrong").write_bytes(wrong)
     store.upload_new(f"{prefix}/file", tmp_path / "wrong")
-    for expected in (digest_of_bytes(data, "file"), digest_of_bytes(data[:-1], "file")):
-        with pytest.raises(ObjectDamaged, match="file"):
+    whole = digest_of_bytes(data, "file")
+    for expected, message in (
+        (whole, f"bytes {CHUNK_BYTES} to {CHUNK_BYTES + 100}"),
+        (whole.model_copy(update={"chunks": []}), "expected .* with digest"),
+        (digest_of_bytes(data[:-1], "file"), "expected"),
+    ):
+        with pytest.raises(ObjectDamaged, match=message):
             store.download(f"{prefix}/file", tmp_path / "target", expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["wrong"]
 

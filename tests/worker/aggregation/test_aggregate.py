@@ -9,7 +9,7 @@ import pytest
 import tiny_models
 import torch
 from aggregation_worlds import FROZEN, FULL, LAYOUT, RUN_KEY, SCALE, TRAINED_A, a_round, client, tensors_of
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -104,11 +104,12 @@ def test_the_new_model_answers_like_the_old_one_with_the_mean_adapter(tmp_path, 
 @pytest.mark.parametrize("method", [FROZEN, TRAINED_A, FULL], ids=["frozen-a", "trained-a", "full"])
 def test_the_order_of_the_clients_changes_no_byte(tmp_path, method):
     made = a_tiny_round(tmp_path, "gpt2", method)
-    digests = set()
+    manifests = set()
     for n, order in enumerate(itertools.permutations(made.weights)):
         made.store.objects.pop(LAYOUT.aggregate_manifest(RUN_KEY), None)
-        digests.add(made.only(*order).run(tmp_path / f"work-{n}").model.digest)
-    assert len(digests) == 1
+        # Rounded to float32 a sum rarely shows its order; the manifest, which names the clients, always does.
+        manifests.add(made.only(*order).run(tmp_path / f"work-{n}").canonical_json())
+    assert len(manifests) == 1
 
 
 @given(st.lists(st.tuples(st.floats(1, 1e6), st.floats(-10, 10)), min_size=1, max_size=9), st.floats(0.1, 10))
@@ -121,6 +122,7 @@ def test_the_mean_does_not_depend_on_the_scale_of_the_weights(values, factor):
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
 @settings(max_examples=200)
+@example([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8])  # halfway between two: to the even one
 def test_bfloat16_is_rounded_as_torch_rounds_it(values):
     array = np.array(values, np.float32)
     due = torch.from_numpy(array).to(torch.bfloat16)
