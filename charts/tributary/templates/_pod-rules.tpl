@@ -52,10 +52,10 @@ environment are lists of what is allowed, never of what is not.
   reason: Forbidden
   message: volumes are limited to emptyDir, secret and persistentVolumeClaim
 - expression: >-
-    variables.mounts.all(m, m.mountPath in ['/tmp', '/dev/shm', '/data'] || m.mountPath.startsWith('/var/run/tributary/'))
+    variables.mounts.all(m, m.mountPath in ['/tmp', '/dev/shm'] || m.mountPath.startsWith('/var/run/tributary/'))
     && (!has(variables.container.volumeDevices) || size(variables.container.volumeDevices) == 0)
   reason: Forbidden
-  message: volumes may be mounted at /tmp, /dev/shm, /data and below /var/run/tributary only, never over the image's code
+  message: volumes may be mounted at /tmp, /dev/shm and below /var/run/tributary only, never over the image's code
 - expression: >-
     (!has(variables.pod.hostNetwork) || !variables.pod.hostNetwork)
     && (!has(variables.pod.hostPID) || !variables.pod.hostPID)
