@@ -19,8 +19,8 @@ from tributary_worker.documents import Document
 from tributary_worker.failures import StageFailure
 from tributary_worker.objectives import IGNORED_LABEL
 
-BATCH_TOKENS_MAX = 4096
-"""Positions in one forward pass, padding included: enough to keep a CPU busy."""
+BATCH_TOKENS_MAX = 1024
+"""Positions in one forward pass, padding included: enough to keep a CPU busy, small enough for its caches."""
 BATCH_LOGITS_MAX = 2**25
 """Numbers in one pass's logits: 128 MiB in fp32, whatever the vocabulary."""
 PERPLEXITY_LOSS_MAX = 700.0
@@ -121,11 +121,12 @@ def _score_tokens(
     targets = _padded(rows, width, IGNORED_LABEL).to(loaded.device)[:, 1:]
     logits = loaded.model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     losses = F.cross_entropy(
-        logits.transpose(1, 2), targets, ignore_index=IGNORED_LABEL, reduction="none"
-    ).double()
-    hits = (logits.argmax(-1) == targets).double()
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    hits = logits.argmax(-1) == targets
     counts = (targets != IGNORED_LABEL).sum(1)
-    means = [(values.sum(1) / counts.clamp(min=1)).tolist() for values in (losses, hits)]
+    sums = [values.double().view_as(targets).sum(1) for values in (losses, hits)]
+    means = [(total / counts.clamp(min=1)).tolist() for total in sums]
     return list(zip(counts.tolist(), *means, strict=True))
 
 
