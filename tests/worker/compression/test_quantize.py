@@ -63,6 +63,15 @@ def test_transformers_reads_the_rounded_weights(make, tmp_path):
         torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=1e-8, msg=name)
 
 
+def test_half_precision_weights_move_by_no_more_than_half_a_level(tmp_path):
+    model = tiny_models.llama().bfloat16()
+    _, target = compressed(model, tmp_path)
+    found = load_model(target, TaskKind.CAUSAL_LM).model.state_dict()
+    for name, weight in model.state_dict().items():
+        scales = row_scales(weight.float()) if is_matrix(name, weight) else torch.zeros(1)
+        assert ((found[name] - weight.float()).abs() <= scales * (0.5 + 1e-4)).all(), name
+
+
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_our_loader_computes_what_transformers_computes(make, tmp_path):
     _, target = compressed(make(), tmp_path)
