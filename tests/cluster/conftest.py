@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from installation import BUCKET, HUB, OPERATOR, SYSTEM, operator_values, rendered
-from kube import Kubectl, Object, eventually
+from forged_jobs import in_container, train_job
+from installation import BUCKET, HUB, OPERATOR, SYSTEM, client_values, operator_values, rendered
+from kube import PINNED, Kubectl, Object, eventually
 
 from tributary_dev import cluster as dev
 from tributary_dev import places
@@ -77,3 +78,30 @@ def namespace(installed: Kubectl) -> Iterator[str]:
     name = installed.namespace(f"test-{secrets.token_hex(4)}")
     yield name
     installed("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def tenant(installed: Kubectl, helm: Path, namespace: str) -> str:
+    """A namespace whose owner has applied charts/tributary-client for the client `notes`."""
+    installed.apply(*rendered(helm, "tributary-client", namespace, client_values()))
+    installed.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "registry-password", "namespace": namespace},
+            "stringData": {"AWS_ACCESS_KEY_ID": "of another program"},
+        },
+        {**_client_beside(namespace), "metadata": {"name": "unwilling", "namespace": namespace}},
+    )
+    evil = train_job(namespace)
+    in_container(image=f"localhost/evil{PINNED}")(evil)
+    eventually(
+        lambda: installed.impersonate(OPERATOR).is_refused(evil, "is not in spec.worker.allowedImages")
+    )
+    return namespace
+
+
+def _client_beside(namespace: str) -> Object:
+    """A FederatedClient whose owner has not bound the operator's role for it."""
+    spec = client_values("unwilling")["client"]["spec"]
+    return {"apiVersion": "tributary.dev/v1alpha1", "kind": "FederatedClient", "spec": spec}

@@ -6,169 +6,51 @@ Each way round is tried in the name of the operator's service account, and refus
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import pytest
-from installation import HUB, OPERATOR, WORKER_IMAGE, client_values, rendered
-from kube import PINNED, Kubectl, Object, Refused, eventually
+from forged_jobs import (
+    CONTEXT,
+    ENTRY_POINT,
+    EXEC,
+    KEY_ITEM,
+    MOUNTS,
+    NAMED_SECRET,
+    NO_HOOKS,
+    NODE,
+    NOISE_KEY,
+    NOT_YOURS,
+    ONE_CONTAINER,
+    POD_CONTEXT,
+    SECOND,
+    VARIABLES,
+    VOLUMES,
+    Change,
+    container,
+    env,
+    in_container,
+    in_pod,
+    insecure,
+    labelled,
+    pod,
+    projected,
+    secret_env,
+    train_job,
+    volume,
+)
+from installation import WORKER_IMAGE, client_values, rendered
+from kube import PINNED, Kubectl, Object, Refused
+from kubernetes.aio.client import ApiClient, Configuration
+from round_worlds import EVALUATION, NEW, SETTINGS, a_plan, a_round
 
-from tributary_api.client import WORKER_SERVICE_ACCOUNT
-from tributary_api.tasks import NOISE_KEY_PATH, TASK_ENV
+from tributary_api.client import FederatedClient
+from tributary_api.tasks import TASK_ENV
+from tributary_operator.api import Api
+from tributary_operator.rounds import children
+from tributary_operator.rounds.situation import Run
 
 pytestmark = pytest.mark.cluster
-
-Change = Callable[[Object], Any]
-
-
-@pytest.fixture(scope="module")
-def tenant(installed: Kubectl, helm: Path, namespace: str) -> str:
-    """A namespace whose owner has applied charts/tributary-client for the client `notes`."""
-    installed.apply(*rendered(helm, "tributary-client", namespace, client_values()))
-    installed.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": "registry-password", "namespace": namespace},
-            "stringData": {"AWS_ACCESS_KEY_ID": "of another program"},
-        },
-        {**_client_beside(namespace), "metadata": {"name": "unwilling", "namespace": namespace}},
-    )
-    evil = train_job(namespace)
-    in_container(image=f"localhost/evil{PINNED}")(evil)
-    eventually(
-        lambda: installed.impersonate(OPERATOR).is_refused(evil, "is not in spec.worker.allowedImages")
-    )
-    return namespace
-
-
-def _client_beside(namespace: str) -> Object:
-    """A FederatedClient whose owner has not bound the operator's role for it."""
-    spec = client_values("unwilling")["client"]["spec"]
-    return {"apiVersion": "tributary.dev/v1alpha1", "kind": "FederatedClient", "spec": spec}
-
-
-def secret_env(name: str, secret: str) -> Object:
-    return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": "AWS_ACCESS_KEY_ID"}}}
-
-
-def train_job(namespace: str) -> Object:
-    """A training Job as the operator makes them."""
-    container = {
-        "name": "train",
-        "image": WORKER_IMAGE,
-        "args": ["train"],
-        "env": [
-            {"name": TASK_ENV, "value": "{}"},
-            {"name": "OMP_NUM_THREADS", "value": "1"},
-            secret_env("AWS_ACCESS_KEY_ID", "tributary-store"),
-            secret_env("AWS_SECRET_ACCESS_KEY", "tributary-store"),
-        ],
-        "volumeMounts": [
-            {"name": "tmp", "mountPath": "/tmp"},
-            {"name": "shm", "mountPath": "/dev/shm"},
-            {"name": "noise-key", "mountPath": str(Path(NOISE_KEY_PATH).parent), "readOnly": True},
-        ],
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-    }
-    pod = {
-        "restartPolicy": "Never",
-        "serviceAccountName": WORKER_SERVICE_ACCOUNT,
-        "automountServiceAccountToken": True,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 65532,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [container],
-        "volumes": [
-            {"name": "tmp", "emptyDir": {}},
-            {"name": "shm", "emptyDir": {"medium": "Memory"}},
-            {"name": "noise-key", "secret": {"secretName": "tributary-noise-key", "items": [KEY_ITEM]}},
-        ],
-    }
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {
-            "generateName": "r1-notes-",
-            "namespace": namespace,
-            "labels": {"tributary.dev/client": "notes", "tributary.dev/stage": "train"},
-        },
-        "spec": {
-            "completionMode": "Indexed",
-            "completions": 2,
-            "parallelism": 2,
-            "backoffLimit": 0,
-            "activeDeadlineSeconds": 60,
-            "ttlSecondsAfterFinished": 60,
-            "template": {"metadata": {"labels": {"tributary.dev/stage": "train"}}, "spec": pod},
-        },
-    }
-
-
-KEY_ITEM = {"key": "key", "path": "key"}
-
-
-def pod(job: Object) -> Object:
-    found: Object = job["spec"]["template"]["spec"]
-    return found
-
-
-def container(job: Object) -> Object:
-    found: Object = pod(job)["containers"][0]
-    return found
-
-
-def volume(source: Object) -> Change:
-    return lambda job: pod(job)["volumes"].append({"name": "more", **source})
-
-
-def env(*variables: Object) -> Change:
-    return lambda job: container(job)["env"].extend(variables)
-
-
-def in_pod(**fields: object) -> Change:
-    return lambda job: pod(job).update(fields)
-
-
-def in_container(**fields: object) -> Change:
-    return lambda job: container(job).update(fields)
-
-
-def insecure(**fields: object) -> Change:
-    return lambda job: container(job)["securityContext"].update(fields)
-
-
-def labelled(client: str) -> Change:
-    return lambda job: job["metadata"]["labels"].update({"tributary.dev/client": client})
-
-
-def projected(secret: str) -> Object:
-    return {"projected": {"sources": [{"secret": {"name": secret}}]}}
-
-
-SECOND = {"name": "second", "image": WORKER_IMAGE}
-EXEC = {"exec": {"command": ["sh", "-c", "id"]}}
-
-ONE_CONTAINER = "exactly one container"
-ENTRY_POINT = "own entry point must run"
-VARIABLES = "environment variables are limited"
-VOLUMES = "volumes are limited"
-MOUNTS = "never over the image's code"
-NAMED_SECRET = "S3 keys must come from the credentialsSecret"
-NOISE_KEY = "the only Secret that may be mounted is the noise key"
-NODE = "the node's network, processes and ports are out of reach"
-POD_CONTEXT = "the pod's security context must be restricted"
-CONTEXT = "the container's security context must be restricted"
-NO_HOOKS = "no lifecycle hooks and no probes"
-NOT_YOURS = "are not the operator's to set"
 
 BYPASSES: dict[str, tuple[Change, str]] = {
     "other image": (in_container(image=f"localhost/evil{PINNED}"), "is not in spec.worker.allowedImages"),
@@ -263,6 +145,26 @@ def test_the_training_job_of_the_operator_is_admitted(operator: Kubectl, tenant:
     operator.create(train_job(tenant), "--dry-run=server")
 
 
+@pytest.mark.parametrize("data_uri", ["s3://clinic-a/notes/", "pvc://texts/notes/"])
+async def test_what_the_operators_builders_make_is_admitted(
+    installed: Kubectl, operator: Kubectl, tenant: str, data_uri: str
+) -> None:
+    data = json.dumps({"spec": {"data": {"uri": data_uri}}})
+    installed("patch", "fclient/notes", "-n", tenant, "--type=merge", f"-p={data}")
+    client = FederatedClient.model_validate(installed.get("fclient/notes", "-n", tenant))
+    fedround = a_round(evaluation=EVALUATION)
+    plan = a_plan(fedround, [client]).model_copy(update={"worker_image": WORKER_IMAGE})
+    run = Run(fedround, plan, SETTINGS)
+    plain = Api(ApiClient(Configuration()), 1).plain
+    for manifest in (
+        children.train_job(run, plan.cohort[0], client, 0),
+        children.rendezvous_service(run, plan.cohort[0], attempt=0, job_uid=None),
+        children.aggregate_job(run, [plan.cohort[0].client], 0),
+        children.evaluate_job(run, NEW, 0),
+    ):
+        operator.create(plain(manifest), "--dry-run=server")
+
+
 @pytest.mark.parametrize("bypass", BYPASSES)
 def test_a_way_round_is_refused_with_its_reason(operator: Kubectl, tenant: str, bypass: str) -> None:
     change, reason = BYPASSES[bypass]
@@ -316,111 +218,6 @@ def test_a_namespace_without_a_client_admits_nothing(
         installed("delete", "namespace", bare, "--wait=false")
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        "get secrets",
-        "list secrets",
-        "watch secrets",
-        "get secrets/tributary-store",
-        "create pods",
-        "patch pods",
-        "get pods --subresource=log",
-        "create pods --subresource=exec",
-        "get pods --subresource=exec",
-        "create pods --subresource=attach",
-        "create pods --subresource=ephemeralcontainers",
-        "create pods --subresource=portforward",
-        "patch jobs.batch",
-        "update jobs.batch",
-        "create cronjobs.batch",
-        "create deployments.apps",
-        "create daemonsets.apps",
-        "create statefulsets.apps",
-        "create serviceaccounts --subresource=token",
-        "create rolebindings.rbac.authorization.k8s.io",
-        "create federatedclients.tributary.dev",
-        "patch federatedclients.tributary.dev",
-        "delete federatedclients.tributary.dev",
-        "get configmaps",
-        "delete services --subresource=proxy",
-        "use federatedclients.tributary.dev/unwilling",
-    ],
-)
-def test_the_operators_role_has_nothing_else(operator: Kubectl, tenant: str, asked: str) -> None:
-    verb, resource, *flags = asked.split()
-    with pytest.raises(Refused, match="no"):
-        operator("auth", "can-i", verb, resource, f"--namespace={tenant}", *flags)
-
-
-def test_the_operator_cannot_read_a_secret(operator: Kubectl, tenant: str) -> None:
-    with pytest.raises(Refused, match="forbidden"):
-        operator("get", "secret", "tributary-store", "-n", tenant)
-
-
-@pytest.mark.parametrize(
-    "resource", ["jobs.batch", "pods", "services", "secrets", "events", "namespaces", "nodes"]
-)
-def test_there_is_no_cluster_wide_read_beyond_our_kinds(operator: Kubectl, resource: str) -> None:
-    with pytest.raises(Refused, match="forbidden"):
-        operator("get", resource, "--all-namespaces")
-
-
-def test_our_kinds_are_readable_everywhere_and_the_namespace_of_a_tenant_by_name(
-    operator: Kubectl, tenant: str
-) -> None:
-    operator("get", "fclient,fround,mrel", "--all-namespaces")
-    assert operator.get("namespace", tenant)["metadata"]["labels"]
-
-
-def test_the_operator_may_report_but_not_rewrite(installed: Kubectl, operator: Kubectl, tenant: str) -> None:
-    status = {"status": {"privacy": {"spentEpsilon": "1"}}}
-    operator(
-        "patch",
-        "fclient/notes",
-        "-n",
-        tenant,
-        "--subresource=status",
-        "--type=merge",
-        f"-p={json.dumps(status)}",
-    )
-    suspend = {"spec": {"suspend": True}}
-    with pytest.raises(Refused, match="forbidden"):
-        operator("patch", "fclient/notes", "-n", tenant, "--type=merge", f"-p={json.dumps(suspend)}")
-
-
-@pytest.mark.parametrize(
-    ("patch", "reason"),
-    [
-        ({"spec": {"suspend": True}}, "does not change specs"),
-        ({"metadata": {"labels": {"role": "owner"}}}, "does not change labels"),
-    ],
-)
-def test_the_operator_keeps_a_finalizer_on_a_round_and_changes_nothing_else(
-    installed: Kubectl, operator: Kubectl, namespace: str, patch: Object, reason: str
-) -> None:
-    digest = "sha256:" + "a" * 64
-    installed.apply(
-        {
-            "apiVersion": "tributary.dev/v1alpha1",
-            "kind": "FederatedRound",
-            "metadata": {"name": "r1", "namespace": namespace},
-            "spec": {
-                "baseModel": {"uri": "s3://tributary/models/a", "digest": digest},
-                "clients": {},
-                "method": {"lora": {}},
-                "training": {"maxSteps": 5, "expectedBatchSize": 64, "learningRate": "1e-3"},
-                "privacy": {"epsilon": "2", "delta": "1e-6"},
-            },
-        }
-    )
-    command = ["patch", "fround/r1", "-n", namespace, "--type=merge"]
-    for finalizers in (["tributary.dev/children"], []):
-        operator(*command, f"-p={json.dumps({'metadata': {'finalizers': finalizers}})}")
-    with pytest.raises(Refused, match=reason):
-        operator(*command, f"-p={json.dumps(patch)}")
-
-
 SERVICE = {"ports": [{"port": 29500}], "selector": {"app": "x"}}
 
 
@@ -441,59 +238,6 @@ def test_only_headless_services_are_admitted(operator: Kubectl, tenant: str) -> 
     for spec in others:
         with pytest.raises(Refused, match="only headless Services"):
             operator.create(service(tenant, **spec), "--dry-run=server")
-
-
-def hub_job(stage: str, secret: str) -> Object:
-    job = train_job(HUB)
-    job["metadata"]["labels"] = {"tributary.dev/stage": stage}
-    pod(job)["serviceAccountName"] = "tributary-job"
-    pod(job)["volumes"].pop()
-    container(job)["volumeMounts"].pop()
-    in_container(args=[stage])(job)
-    container(job)["env"] = [{"name": TASK_ENV, "value": "{}"}, secret_env("AWS_ACCESS_KEY_ID", secret)]
-    return job
-
-
-STAGE_SECRETS = {
-    "aggregate": "tributary-aggregator",
-    "evaluate": "tributary-aggregator",
-    "compress": "tributary-serving",
-    "gate": "tributary-serving",
-}
-
-
-@pytest.mark.parametrize("stage", STAGE_SECRETS)
-def test_a_stage_in_the_hub_has_its_own_identity_only(operator: Kubectl, stage: str) -> None:
-    """Compression and gate hold no credential with which deltas can be read."""
-    own = STAGE_SECRETS[stage]
-    operator.create(hub_job(stage, own), "--dry-run=server")
-    (other,) = set(STAGE_SECRETS.values()) - {own}
-    with pytest.raises(Refused, match="S3 keys of the stage"):
-        operator.create(hub_job(stage, other), "--dry-run=server")
-
-
-HUB_BYPASSES: dict[str, tuple[Change, str]] = {
-    "other image": (
-        in_container(image=f"localhost/evil{PINNED}"),
-        "the image must be the chart's workerImage",
-    ),
-    "command": (in_container(command=["sh"]), ENTRY_POINT),
-    "training": (in_container(args=["train"]), "the arguments must be one stage"),
-    "serving in a Job": (in_container(args=["serve"]), "the arguments must be one stage"),
-    "account": (in_pod(serviceAccountName="default"), "service account must be tributary-job"),
-    "secret volume": (volume({"secret": {"secretName": "tributary-aggregator"}}), "scratch volumes only"),
-    "probe": (in_container(livenessProbe=EXEC), "probes and hooks run no commands"),
-}
-
-
-@pytest.mark.parametrize("bypass", HUB_BYPASSES)
-def test_a_way_round_in_the_hub_is_refused(operator: Kubectl, bypass: str) -> None:
-    change, reason = HUB_BYPASSES[bypass]
-    job = hub_job("aggregate", "tributary-aggregator")
-    change(job)
-    with pytest.raises(Refused) as refused:
-        operator.create(job, "--dry-run=server")
-    assert reason in str(refused.value)
 
 
 def test_others_are_not_concerned(installed: Kubectl, tenant: str) -> None:
