@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_store import MemoryStore
 
@@ -53,6 +53,7 @@ models = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(models)
 def test_what_is_pushed_comes_back(files):
     with TemporaryDirectory() as root:
@@ -63,6 +64,7 @@ def test_what_is_pushed_comes_back(files):
         assert push(store, target, MODELS) == ref
 
 
+@settings(deadline=None)
 @given(models, models)
 def test_digests_are_equal_if_and_only_if_the_files_are(first, second):
     with TemporaryDirectory() as root:
@@ -71,6 +73,7 @@ def test_digests_are_equal_if_and_only_if_the_files_are(first, second):
         assert (refs[0].digest == refs[1].digest) == (content_of(a) == content_of(b))
 
 
+@settings(deadline=None)
 @given(models, st.data())
 def test_any_flipped_byte_is_found(files, data):
     with TemporaryDirectory() as root:
