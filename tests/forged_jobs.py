@@ -15,8 +15,8 @@ from tributary_api.tasks import NOISE_KEY_PATH, TASK_ENV
 Change = Callable[[Object], Any]
 
 
-def secret_env(name: str, secret: str) -> Object:
-    return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": "AWS_ACCESS_KEY_ID"}}}
+def secret_env(name: str, secret: str, key: str | None = None) -> Object:
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key or name}}}
 
 
 def train_job(namespace: str) -> Object:
@@ -138,6 +138,7 @@ ENTRY_POINT = "own entry point must run"
 VARIABLES = "environment variables are limited"
 VOLUMES = "volumes are limited"
 MOUNTS = "never over the image's code"
+OTHER_PROGRAM = "only Secrets whose name starts with tributary-"
 NAMED_SECRET = "S3 keys must come from the credentialsSecret"
 NOISE_KEY = "the only Secret that may be mounted is the noise key"
 NODE = "the node's network, processes and ports are out of reach"

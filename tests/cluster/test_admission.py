@@ -22,6 +22,7 @@ from forged_jobs import (
     NOISE_KEY,
     NOT_YOURS,
     ONE_CONTAINER,
+    OTHER_PROGRAM,
     POD_CONTEXT,
     SECOND,
     VARIABLES,
@@ -69,6 +70,10 @@ BYPASSES: dict[str, tuple[Change, str]] = {
         lambda job: container(job)["env"].__setitem__(
             2, secret_env("AWS_ACCESS_KEY_ID", "registry-password")
         ),
+        OTHER_PROGRAM,
+    ),
+    "secret of ours by environment": (
+        lambda job: container(job)["env"].__setitem__(2, secret_env("AWS_ACCESS_KEY_ID", "tributary-other")),
         NAMED_SECRET,
     ),
     "noise key by environment": (
@@ -77,9 +82,16 @@ BYPASSES: dict[str, tuple[Change, str]] = {
         ),
         NAMED_SECRET,
     ),
+    "secret key as the access key's name, which is sent in clear": (
+        lambda job: container(job)["env"].__setitem__(
+            2, secret_env("AWS_ACCESS_KEY_ID", "tributary-store", "AWS_SECRET_ACCESS_KEY")
+        ),
+        "the entry of their own name",
+    ),
     "secret in another variable": (env(secret_env(f"{TASK_ENV}_2", "tributary-store")), VARIABLES),
     "all of a secret": (in_container(envFrom=[{"secretRef": {"name": "registry-password"}}]), VARIABLES),
-    "secret volume": (volume({"secret": {"secretName": "registry-password"}}), NOISE_KEY),
+    "secret volume": (volume({"secret": {"secretName": "registry-password"}}), OTHER_PROGRAM),
+    "secret volume of ours": (volume({"secret": {"secretName": "tributary-other"}}), NOISE_KEY),
     "store keys as volume": (
         volume({"secret": {"secretName": "tributary-store", "items": [KEY_ITEM]}}),
         NOISE_KEY,
@@ -106,7 +118,7 @@ BYPASSES: dict[str, tuple[Change, str]] = {
     ),
     "literal key": (
         lambda job: container(job)["env"].__setitem__(2, {"name": "AWS_ACCESS_KEY_ID", "value": "mine"}),
-        "S3 keys come from a Secret",
+        "S3 keys come from the entry of their own name",
     ),
     "host network": (in_pod(hostNetwork=True), NODE),
     "host processes": (in_pod(hostPID=True), NODE),
@@ -190,7 +202,7 @@ def test_all_clients_of_a_namespace_must_allow_the_image(
     labelled("loose")(job)
     in_container(image=f"localhost/loose{PINNED}")(job)
     try:
-        with pytest.raises(Refused, match=r"is not in spec\.worker\.allowedImages of notes"):
+        with pytest.raises(Refused, match=r"is not in spec\.worker\.allowedImages of (notes|unwilling)"):
             operator.create(job, "--dry-run=server")
     finally:
         installed("delete", "fclient", "loose", "-n", tenant)

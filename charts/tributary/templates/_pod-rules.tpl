@@ -41,12 +41,14 @@ environment are lists of what is allowed, never of what is not.
     'environment variables are limited to {{ join ", " .env }} (no envFrom); not allowed: '
     + variables.env.filter(e, !(e.name in {{ toJson .env | replace "\"" "'" }})).map(e, e.name).join(', ')
   message: environment variables are limited to {{ join ", " .env }}, and envFrom is not allowed
+{{- /* The access key's name travels in clear: it must never be filled with another secret. */}}
 - expression: >-
     variables.env.all(e, e.name.endsWith('AWS_ACCESS_KEY_ID') || e.name.endsWith('AWS_SECRET_ACCESS_KEY')
       ? has(e.valueFrom) && has(e.valueFrom.secretKeyRef)
+        && e.valueFrom.secretKeyRef.key == e.name.replace('DATA_', '')
       : !has(e.valueFrom))
   reason: Forbidden
-  message: S3 keys come from a Secret, and no other variable does
+  message: S3 keys come from the entry of their own name in a Secret, and no other variable comes from one
 - expression: >-
     variables.volumes.all(v, has(v.emptyDir) || has(v.secret) || has(v.persistentVolumeClaim))
   reason: Forbidden
