@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 help:            ## List these commands
 	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
 
-demo: .venv/stamp .venv-worker/stamp ## Three data owners improve one model, which goes live under load (CONTEXT=<kube context> for your own cluster)
+demo: .venv/stamp ## Three data owners improve one model, which goes live under load (CONTEXT=<kube context> for your own cluster)
 	$(PY) -m docstrings_demo $(if $(CONTEXT),--context $(CONTEXT))
 
 test: test-worker test-cluster test-unit test-e2e ## All tests: units and laws, real API server and S3, one story from end to end
