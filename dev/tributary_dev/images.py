@@ -21,10 +21,10 @@ from tributary_dev.configs import PAUSE_IMAGE
 from tributary_dev.containers import BASE_PACKAGES, DEBIAN_SUITE, Buildah
 from tributary_dev.imagestore import ImageStore
 from tributary_dev.layers import Layer, measure
-from tributary_dev.locks import file_lock
+from tributary_dev.locks import file_lock, is_held
 from tributary_dev.oci import Image, program_image
 from tributary_dev.places import ClusterPlaces
-from tributary_dev.progress import step
+from tributary_dev.progress import note, step
 
 LOADED_FILE = "images.json"
 PREFIX = "localhost/tributary-"
@@ -101,7 +101,7 @@ def load(place: ClusterPlaces, binaries: Path, names: Sequence[str]) -> dict[str
     for name, image in _images(names).items():
         reference = _reference(name, image)
         if reference not in store.names():
-            with file_lock(_root() / "lock"), step(f"loading the {name} image into the cluster"):
+            with step(f"loading the {name} image into the cluster"):
                 store.load(image, [reference])
         newest_first = [reference, *(other for other in loaded.get(name, []) if other != reference)]
         for old in newest_first[KEPT_IN_CLUSTER:]:
@@ -172,25 +172,40 @@ def _records(recipe: Recipe) -> Path:
     return _root() / "built" / recipe.name
 
 
+def _record(recipe: Recipe, key: str) -> Path:
+    return _records(recipe) / f"{key}.json"
+
+
+def _lock() -> Path:
+    return _root() / "lock"
+
+
 def _store(place: ClusterPlaces, binaries: Path) -> ImageStore:
     return ImageStore(binaries / "ctr", place.containerd_socket)
 
 
 def _built(recipe: Recipe) -> Image:
     """The image; builds it when its inputs changed."""
-    with file_lock(_root() / "lock"), tempfile.TemporaryDirectory(prefix="tributary-context-") as name:
-        # A copy, so that the image has what its key says even when somebody edits the checkout meanwhile.
-        context = Path(name)
-        copy_inputs(places.checkout(), recipe, context)
-        key = content_key(context, recipe)
-        record = _records(recipe) / f"{key}.json"
-        if not record.exists():
-            with step(f"building the {recipe.name} image"):
-                write_record(record, _build(recipe, context, key))
-        record.touch()
-        image = read_record(record)
-        _prune(recipe)
-    return image
+    record = _record(recipe, content_key(places.checkout(), recipe))
+    if not record.exists():
+        if is_held(_lock()):
+            note(f"Another build of images is going on; the {recipe.name} image is next")
+        with file_lock(_lock()), tempfile.TemporaryDirectory(prefix="tributary-context-") as name:
+            record = _build_from_copy(recipe, Path(name))
+            _prune(recipe)
+    record.touch()
+    return read_record(record)
+
+
+def _build_from_copy(recipe: Recipe, context: Path) -> Path:
+    """Build from a copy, so that the image has what its key says even when somebody edits the checkout."""
+    copy_inputs(places.checkout(), recipe, context)
+    key = content_key(context, recipe)
+    record = _record(recipe, key)
+    if not record.exists():
+        with step(f"building the {recipe.name} image"):
+            write_record(record, _build(recipe, context, key))
+    return record
 
 
 def copy_inputs(checkout: Path, recipe: Recipe, target: Path) -> None:
