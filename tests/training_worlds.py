@@ -27,6 +27,7 @@ NOW = datetime(2026, 6, 1, tzinfo=UTC)
 CLIENT = NamespacedName(namespace="clinic-a", name="notes")
 RUN_KEY = "0123456789abcdef0123456789abcdef01234567"
 TENANT_KEY = bytes(range(32))
+NOWHERE = ModelRef(uri="s3://exchange/models/0", digest="sha256:" + "0" * 64)
 STEPS, BATCH, DECLARED = 3, 8, 40
 NOISE_MULTIPLIER = 1.0
 """Costs about epsilon 2 at delta 1e-3, well below the 4 that are granted."""

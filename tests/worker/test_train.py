@@ -16,7 +16,7 @@ from tributary_api.records import DeltaManifest, LedgerKind
 from tributary_store.digests import digest_of_bytes
 from tributary_worker import lora
 from tributary_worker.failures import StageFailure
-from tributary_worker.train import read_tenant_key, save_delta, train
+from tributary_worker.train import computation_hash, read_tenant_key, save_delta, train
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -186,6 +186,24 @@ def test_what_cannot_be_trained_is_refused_by_name(tmp_path, changes, words):
     refused(worlds.world(tmp_path, **changes), Reason.MODEL_UNSUPPORTED, words)
 
 
+def test_other_settings_have_other_noise():
+    """Else a hub could train twice with one key and subtract."""
+    tasks = [
+        worlds.train_task(worlds.NOWHERE, worlds.client_object(), **changes)
+        for changes in (
+            {},
+            {"training": {"learningRate": "2e-2"}},
+            {"training": {"maxSequenceLength": 17}},
+            {"method": {"lora": {"rank": 4, "alpha": 9}}},
+            {"task": "SequenceClassification"},
+        )
+    ]
+    assert len({computation_hash(task) for task in tasks}) == len(tasks)
+    assert computation_hash(tasks[0]) == computation_hash(
+        tasks[0].model_copy(update={"attempt": 3, "nodes": 2})
+    )
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_delta_that_is_not_finite_is_not_published(tmp_path, value):
     model = tiny_models.llama(width=16)
@@ -194,6 +212,10 @@ def test_a_delta_that_is_not_finite_is_not_published(tmp_path, value):
     with pytest.raises(StageFailure, match="learningRate") as failure:
         save_delta(model, tmp_path / "delta.safetensors")
     assert failure.value.reason is Reason.NON_FINITE_DELTA
+
+
+def test_a_model_type_that_nobody_has_looked_at_is_refused_by_name(tmp_path):
+    refused(worlds.world(tmp_path, tiny_models.causal_lm("gemma")), Reason.MODEL_UNSUPPORTED, "'gemma'")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"too short"])

@@ -79,6 +79,8 @@ def changed(**mechanism):
         (changed(batch_cap=39), "batch cap"),
         (changed(noise_multiplier=0.3), "costs epsilon"),
         (TASK.model_copy(update={"base_model": OTHER_MODEL}), "base model"),
+        (TASK.model_copy(update={"delta_uri": TASK.delta_uri + "2"}), "must be written to"),
+        (TASK.model_copy(update={"manifest_uri": TASK.delta_uri}), "must be written to"),
         (TASK.model_copy(update={"grant": CHEAPER}), "costs epsilon"),
     ],
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from tributary_api.failures import EXIT_CODES, Reason
 from tributary_api.shared import StoreEndpoint
 from tributary_api.tasks import NOISE_KEY_PATH, TASK_ENV, TrainTask
 from tributary_store import bundle
+from tributary_store.keys import Layout
 from tributary_store.objectstore import ObjectStore
 from tributary_worker.consent import SERVICE_ACCOUNT_PATH
 from tributary_worker.distributed import RankLayout
@@ -57,33 +59,25 @@ class Namespace:
 
 
 @pytest.fixture(scope="module")
-def exchange(tmp_path_factory):
+def s3(tmp_path_factory):
     with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        for bucket in ("exchange", "data", "own"):
-            server.create_bucket(bucket)
         yield server
 
 
 @pytest.fixture
-def namespace(exchange, tmp_path):
+def namespace(s3, tmp_path):
     """Base model, data and a reservation in S3; key, token and certificate below `root`."""
-    endpoint = StoreEndpoint(endpoint=exchange.endpoint_for_host, region=exchange.region)
-    store = ObjectStore.open(endpoint, exchange.access_key, exchange.secret_key)
-    ref = bundle.push(
-        store, tiny_models.save(tiny_models.llama(width=16), tmp_path / "model"), "s3://exchange/models/"
-    )
-    folder = tmp_path.name
-    store.put_new(f"s3://data/{folder}/part.jsonl", "\n".join(worlds.records(60)).encode())
-    data = worlds.client_object().spec.data.to_json_object() | {"uri": f"s3://data/{folder}/"}
-    privacy = worlds.client_object().spec.privacy.to_json_object() | {"ledgerUri": f"s3://own/{folder}/"}
+    bucket = f"tenant-{secrets.token_hex(6)}"
+    s3.create_bucket(bucket)
+    endpoint = StoreEndpoint(endpoint=s3.endpoint_for_host, region=s3.region)
+    store = ObjectStore.open(endpoint, s3.access_key, s3.secret_key)
+    model = tiny_models.save(tiny_models.llama(width=16), tmp_path / "model")
+    ref = bundle.push(store, model, f"s3://{bucket}/models/")
+    store.put_new(f"s3://{bucket}/notes/part.jsonl", "\n".join(worlds.records(60)).encode())
+    data = worlds.client_object().spec.data.to_json_object() | {"uri": f"s3://{bucket}/notes/"}
+    privacy = worlds.client_object().spec.privacy.to_json_object() | {"ledgerUri": f"s3://{bucket}/ledger/"}
     client = worlds.client_object(data=data, privacy=privacy, store=endpoint.to_json_object())
-    task = worlds.train_task(
-        ref,
-        client,
-        store=endpoint.to_json_object(),
-        deltaUri=f"s3://exchange/{folder}/delta.safetensors",
-        manifestUri=f"s3://exchange/{folder}/manifest.json",
-    )
+    task = worlds.train_task(ref, client, store=endpoint.to_json_object(), **places(bucket))
     worlds.World(store, client, task).reserve()
     key = tmp_path / NOISE_KEY_PATH.removeprefix("/")
     key.parent.mkdir(parents=True)
@@ -91,8 +85,8 @@ def namespace(exchange, tmp_path):
     with api_server(tmp_path / SERVICE_ACCOUNT_PATH.removeprefix("/")) as (api, answers):
         answers[CLIENT_PATH] = (200, json.dumps(client.to_json_object()).encode())
         environment = api | {
-            ACCESS_KEY: exchange.access_key,
-            SECRET_KEY: exchange.secret_key,
+            ACCESS_KEY: s3.access_key,
+            SECRET_KEY: s3.secret_key,
             TERMINATION_MESSAGE_PATH_ENV: str(tmp_path / "termination-log"),
             "PYTHONPATH": os.pathsep.join(sys.path),
             "OMP_NUM_THREADS": "1",
@@ -100,22 +94,29 @@ def namespace(exchange, tmp_path):
         yield Namespace(tmp_path, store, client, task, environment)
 
 
+def places(bucket):
+    """Where a task's delta and manifest belong."""
+    layout = Layout(bucket)
+    return {
+        "deltaUri": layout.delta(worlds.CLIENT, worlds.RUN_KEY),
+        "manifestUri": layout.delta_manifest(worlds.CLIENT, worlds.RUN_KEY),
+    }
+
+
 STEPS = [{"step": t, "steps": worlds.STEPS} for t in (1, 2, 3)]
 PRIVATE_WORDS = ("loss", "norm=", "grad_norm", "skipped", "lr=", "says")
 """What DeepSpeed and others like to print, and a word of every record."""
 
 
-def test_two_processes_train_what_one_does_and_nothing_private_is_printed(namespace):
+def test_two_processes_train_what_one_does_and_nothing_private_is_printed(namespace, s3):
     one = namespace.run()
     assert one.returncode == 0, one.stderr
     delta = load(namespace.store.get(namespace.task.delta_uri))
-    two = namespace.run(
-        processes_per_node=2,
-        delta_uri=namespace.task.delta_uri + "2",
-        manifest_uri=namespace.task.manifest_uri + "2",
-    )
+    s3.create_bucket("elsewhere")
+    uri, manifest_uri = places("elsewhere").values()
+    two = namespace.run(processes_per_node=2, delta_uri=uri, manifest_uri=manifest_uri)
     assert two.returncode == 0, two.stderr
-    again = load(namespace.store.get(namespace.task.delta_uri + "2"))
+    again = load(namespace.store.get(uri))
     assert all(delta[name].allclose(again[name], rtol=1e-4, atol=1e-5) for name in delta)
     for ended in (one, two):
         assert [json.loads(line) for line in ended.stdout.splitlines()] == STEPS

@@ -26,6 +26,8 @@ from tributary_api.failures import Reason
 from tributary_api.meta import NamespacedName
 from tributary_api.records import Grant
 from tributary_api.tasks import TrainTask
+from tributary_store.keys import Layout
+from tributary_store.objects import bucket_and_key
 from tributary_worker.failures import StageFailure
 from tributary_worker.store_access import store_failures
 
@@ -165,6 +167,11 @@ def _contradictions(task: TrainTask) -> Iterator[str]:
         yield f"{task.training.max_steps} steps are asked for, {mechanism.steps} are granted"
     if task.training.expected_batch_size != mechanism.expected_batch_size:
         yield "training.expectedBatchSize is not the one of the grant"
+    layout = Layout(bucket_and_key(task.delta_uri)[0])
+    due = layout.delta(grant.client, grant.run_key), layout.delta_manifest(grant.client, grant.run_key)
+    if (task.delta_uri, task.manifest_uri) != due:
+        # In another place a second delta of the same run could be published.
+        yield f"the delta must be written to {due[0]} and its manifest beside it"
     if mechanism.expected_batch_size > mechanism.num_examples:
         yield "the grant's expected batch is larger than its number of examples"
     if mechanism.batch_cap != batch_cap(mechanism.num_examples, mechanism.expected_batch_size):

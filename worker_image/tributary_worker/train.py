@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tributary_accounting.ledger import Ledger
+from tributary_api.base import canonical_json, sha256_of
 from tributary_api.client import FederatedClient
 from tributary_api.failures import Reason
 from tributary_api.meta import NamespacedName
@@ -36,7 +37,7 @@ from tributary_store import bundle
 from tributary_store.digests import digest_of_bytes
 from tributary_store.errors import ObjectExists
 from tributary_store.objects import Objects
-from tributary_worker import consent, distributed, lora
+from tributary_worker import consent, distributed, lora, lora_names
 from tributary_worker.batches import TokenizedRecords, padding_id
 from tributary_worker.consent import SERVICE_ACCOUNT_PATH, ApiServer
 from tributary_worker.data import Files, files_of, read_private_data
@@ -50,6 +51,8 @@ from tributary_worker.privacy.selftest import run_self_test
 from tributary_worker.store_access import open_store, store_failures
 
 DIGEST_PREFIX = "sha256:"
+FROM_BUNDLE = {"local_files_only": True, "trust_remote_code": False}
+"""A bundle is data: nothing of it is run, and nothing that it names is fetched."""
 VERSIONED = ("tributary", "torch", "deepspeed", "dp-accounting")
 
 
@@ -160,9 +163,9 @@ def load_base_model(task: TrainTask, store: Objects, directory: Path) -> tuple[A
     kind = AutoModelForCausalLM if task.task is TaskKind.CAUSAL_LM else AutoModelForSequenceClassification
     try:
         model, loading = kind.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            directory, dtype=torch.float32, output_loading_info=True, **FROM_BUNDLE
         )
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(directory, **FROM_BUNDLE)
     except (OSError, ValueError, KeyError) as error:
         message = f"{task.base_model.uri} does not load: {error}"
         raise StageFailure(Reason.MODEL_UNSUPPORTED, message) from error
@@ -174,6 +177,12 @@ def load_base_model(task: TrainTask, store: Objects, directory: Path) -> tuple[A
 def check_model(task: TrainTask, model: Any, missing: Collection[str]) -> None:
     """Refuse a base model that the task does not fit; `missing` names weights that its bundle does not
     have."""
+    known = sorted(lora_names.DEFAULT_TARGETS)
+    if model.config.model_type not in known:
+        # Others may let one record of a batch change the gradient of another.
+        found = repr(model.config.model_type)
+        message = f"model type {found} cannot train privately yet: use one of {', '.join(known)}"
+        raise StageFailure(Reason.MODEL_UNSUPPORTED, message)
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and task.training.max_sequence_length > positions:
         message = f"maxSequenceLength is above the model's {positions} positions: lower it"
@@ -200,14 +209,14 @@ def build_engine(task: TrainTask, model: Any, tenant_key: bytes, snapshot_hash: 
     settings = lora_settings(task)
     # From the run key: every client of the round has the same frozen A without anybody sending it.
     lora.add_adapters(model, settings, seed=task.grant.run_key)
-    grant_hash = task.grant.digest.removeprefix(DIGEST_PREFIX)
+    computation = computation_hash(task)
     objective = OBJECTIVES[task.task]
     return PrivateEngine(
         model,
         lambda batch: objective(model, batch),
         mechanism=task.grant.mechanism,
-        sampling_key=derive_key(tenant_key, grant_hash, snapshot_hash, "sampling"),
-        noise_key=derive_key(tenant_key, grant_hash, snapshot_hash, "noise"),
+        sampling_key=derive_key(tenant_key, computation, snapshot_hash, "sampling"),
+        noise_key=derive_key(tenant_key, computation, snapshot_hash, "noise"),
         settings=EngineSettings(
             zero_stage=task.training.deepspeed.zero_stage,
             micro_batch_size=task.training.micro_batch_size,
@@ -216,6 +225,13 @@ def build_engine(task: TrainTask, model: Any, tenant_key: bytes, snapshot_hash: 
             proximal_mu=float(task.training.proximal_mu),
         ),
     )
+
+
+def computation_hash(task: TrainTask) -> str:
+    """Hex digest of what the gradients depend on besides the data: the hub chooses the settings, and must not
+    get the same noise on two gradients by choosing twice."""
+    parts = [part.to_json_object() for part in (task.grant, task.method, task.training)]
+    return sha256_of(canonical_json([*parts, task.task])).removeprefix(DIGEST_PREFIX)
 
 
 def lora_settings(task: TrainTask) -> lora.LoraSettings:

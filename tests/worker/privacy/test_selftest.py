@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tributary_api.shared import TaskKind
-from tributary_worker.objectives import synthetic_batch
+from tributary_worker.objectives import causal_lm, synthetic_batch
 from tributary_worker.privacy.engine import PrivateEngine
 from tributary_worker.privacy.errors import PrivacyError
 from tributary_worker.privacy.noise import GaussianNoise
@@ -60,6 +60,18 @@ def test_no_clipping_is_found():
     model = engines.adapted_gpt2()
     with pytest.raises(PrivacyError, match="planted record"):
         self_test(engines.engine(model, kind=Unclipped), model)
+
+
+def test_a_model_that_mixes_the_records_of_a_batch_is_found():
+    def mixed(batch):
+        losses = causal_lm(model, batch)
+        return losses * losses.mean()
+
+    model = engines.adapted_gpt2()
+    private = engines.engine(model)
+    private.losses = mixed
+    with pytest.raises(PrivacyError, match="neighbours"):
+        self_test(private, model)
 
 
 def test_clipping_after_the_mean_is_found():

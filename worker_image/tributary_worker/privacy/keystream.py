@@ -17,16 +17,17 @@ WORDS_PER_BLOCK = 2
 BLOCK_BYTES = 16
 
 
-def derive_key(tenant_key: bytes, grant_hash: str, snapshot_hash: str, purpose: Purpose) -> bytes:
-    """HKDF-SHA256 (RFC 5869) of the tenant's secret, bound to one grant, one data snapshot and one purpose.
+def derive_key(tenant_key: bytes, computation_hash: str, snapshot_hash: str, purpose: Purpose) -> bytes:
+    """HKDF-SHA256 (RFC 5869) of the tenant's secret, bound to one computation, one data snapshot and one
+    purpose.
 
-    A retry of the same grant on the same data derives the same keys and so computes the same delta; anything
-    else gets randomness of its own, so that no two releases share noise. The hashes are hex digests of any
-    length.
+    The computation is the grant and everything else that the gradients depend on. A retry derives the same
+    keys and so computes the same delta. Anything else gets randomness of its own: were the noise of two
+    different computations the same, their difference would be free of it. The hashes are hex digests.
     """
     if len(tenant_key) < TENANT_KEY_BYTES_MIN:
         raise ValueError(f"the tenant's key has {len(tenant_key)} bytes; make one of {TENANT_KEY_BYTES_MIN}")
-    salt = bytes.fromhex(grant_hash)
+    salt = bytes.fromhex(computation_hash)
     info = b"tributary/" + purpose.encode() + b"/" + bytes.fromhex(snapshot_hash)
     return HKDF(algorithm=hashes.SHA256(), length=KEY_BYTES, salt=salt, info=info).derive(tenant_key)
 

@@ -15,12 +15,16 @@ from torch import Tensor
 
 from tributary_api.records import SelfTestFigures
 from tributary_worker.objectives import Batch
+from tributary_worker.privacy.clipping import per_example_norms
 from tributary_worker.privacy.engine import LAYOUT_STEP, PrivateEngine
 from tributary_worker.privacy.errors import PrivacyError
 
 PLANTED_NORM = 1e6
 PLANTED_TOLERANCE = 1e-3
 """Covers fp32 rounding on the way through DeepSpeed; a missing clip misses by a factor of a million."""
+
+INDEPENDENCE_TOLERANCE = 1e-4
+"""Relative to the gradient's norm: fp32 rounding, should a kernel choose its blocks by the data."""
 
 NOISE_SAMPLES_MIN = 200_000
 """So many that a standard deviation 2 % off is always found; small models draw several times."""
@@ -36,11 +40,12 @@ def run_self_test(engine: PrivateEngine, batch: Batch) -> SelfTestFigures:
     """Check the engine with a batch of `micro_batch_size` synthetic records; weights and randomness stay as
     they were.
 
-    Raises:
-        PrivacyError: a record can move the gradient too far, or the noise is not what it should be.
+    Raises: PrivacyError: a record can move the gradient too far or change another record's share, or the
+    noise is not what it should be.
     """
     randomness = torch.get_rng_state()
     weights = _weights(engine)
+    _check_independence(engine, batch)
     planted = _planted_ratio(engine, batch)
     noise = _noise_ratio(engine)
     torch.set_rng_state(randomness)
@@ -49,6 +54,19 @@ def run_self_test(engine: PrivateEngine, batch: Batch) -> SelfTestFigures:
     return SelfTestFigures(
         planted_record_ratio=planted, noise_std_ratio=noise, trainable_parameters=engine.adapters.numel
     )
+
+
+def _check_independence(engine: PrivateEngine, batch: Batch) -> None:
+    """The first record's gradient is the same among other neighbours: clipping bounds a record only if what
+    it changes is its own gradient alone. Layers that mix a batch (batch norm, expert capacity) fail here."""
+    others = {name: torch.cat([rows[:1], rows[1:].flip(-1)]) for name, rows in batch.items()}
+    among = engine.adapters.gradients(lambda: engine.losses(batch), engine.micro_batch_size)
+    amid = engine.adapters.gradients(lambda: engine.losses(others), engine.micro_batch_size)
+    moved = per_example_norms([a[:1] - b[:1] for a, b in zip(among, amid, strict=True)])
+    if not float(moved) <= INDEPENDENCE_TOLERANCE * float(per_example_norms([g[:1] for g in among])):
+        raise PrivacyError(
+            "a record's gradient depends on its neighbours in the batch: the model mixes records"
+        )
 
 
 def _planted_ratio(engine: PrivateEngine, batch: Batch) -> float:
@@ -71,7 +89,7 @@ def _planted_ratio(engine: PrivateEngine, batch: Batch) -> float:
 
 def _first_norm(engine: PrivateEngine, batch: Batch) -> float:
     gradients = engine.adapters.gradients(lambda: engine.losses(batch), engine.micro_batch_size)
-    norm = math.sqrt(sum(float(g[0].double().square().sum()) for g in gradients))
+    norm = float(per_example_norms([g[:1] for g in gradients]))
     if not (math.isfinite(norm) and norm > 0):
         raise PrivacyError(
             f"the base model has a gradient of norm {norm} on random tokens: it cannot be trained"
