@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from kube import CHARTS, Object, Refused, run
 
 from tributary_api.client import WORKER_SERVICE_ACCOUNT
 from tributary_api.crdgen import KINDS
+from tributary_api.tasks import TASK_ENV
 from tributary_operator import kinds, names
+from tributary_operator.pods import S3_KEYS, THREADS_ENV
 from tributary_operator.settings import Settings
 
 TENANT = "clinic-a"
@@ -196,6 +199,18 @@ def test_admission_looks_for_the_operators_labels(operator_chart: list[Object]) 
     text = json.dumps(find(operator_chart, "ValidatingAdmissionPolicy", "tributary-tenant-jobs"))
     assert names.CLIENT in text
     assert names.STAGE in text
+
+
+@pytest.mark.parametrize(
+    ("policy", "more"),
+    [("tributary-tenant-jobs", {f"DATA_{key}" for key in S3_KEYS}), ("tributary-hub-pods", set())],
+)
+def test_admission_allows_the_variables_that_pods_get_and_no_other(
+    operator_chart: list[Object], policy: str, more: set[str]
+) -> None:
+    text = json.dumps(find(operator_chart, "ValidatingAdmissionPolicy", policy))
+    (allowed,) = set(re.findall(r"e\.name in \[(.*?)\]", text))
+    assert set(re.findall(r"'(\w+)'", allowed)) == {TASK_ENV, THREADS_ENV, *S3_KEYS, *more}
 
 
 def test_the_noise_key_is_32_random_bytes_and_kept(helm: Path, client_chart: list[Object]) -> None:

@@ -23,9 +23,9 @@ GIVE_UP = 3
 def serving(model: str = "m1", **changes: Any) -> World:
     """A world in which a first model serves, watched and settled."""
     world = World(a_release(model, **changes))
-    world.settle()
-    world.now += timedelta(seconds=DELAY_SECONDS)
-    world.settle()
+    for _ in range(3):
+        world.settle()
+        world.now += timedelta(hours=1)
     assert reason(world) == "Serving"
     return world
 
@@ -306,6 +306,21 @@ def test_going_back_by_model_reuses_the_warm_revision_without_a_gate() -> None:
     world.run_pass()
     assert world.service.revision == old
     assert (world.started_pods, world.jobs_created) == (pods, jobs)
+
+
+def test_going_back_does_not_wait_for_the_analysis() -> None:
+    world = serving(strategy={"scaleDownDelaySeconds": 3600, "postPromotion": {"analysisSeconds": 3600}})
+    old = world.service.revision
+    world.ask_for(model="m2")
+    while world.service.revision == old:
+        world.run_pass()
+        world.succeed()
+    world.run_pass()
+    assert reason(world) == "Watching"
+    world.ask_for(model="m1")
+    world.run_pass()
+    world.run_pass()
+    assert world.service.revision == old
 
 
 def test_scaling_changes_the_number_of_pods_and_no_revision() -> None:

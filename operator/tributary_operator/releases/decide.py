@@ -25,9 +25,9 @@ Step = Callable[[Situation], Outcome]
 STEPS: tuple[Step, ...] = (
     steps.finish_switch,
     steps.keep_service,
+    steps.go_back,  # before the watch: a person may see what the analysis does not
     steps.watch_stable,
     steps.resolve_model,
-    steps.go_back,
     steps.heed_rejection,
     steps.compress_model,
     steps.pass_gate,
