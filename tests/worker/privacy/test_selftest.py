@@ -45,8 +45,8 @@ def test_the_engine_passes_and_nothing_has_moved(zero_stage):
     assert torch.equal(torch.get_rng_state(), randomness)
 
 
-def test_figures_do_not_depend_on_the_tenant():
-    """They are published: equal for every data set. The noise's figure depends on the key alone."""
+def test_figures_repeat_themselves():
+    """They come from public numbers and the key alone."""
     figures = [self_test(engines.engine(m), m) for m in (engines.adapted_gpt2(), engines.adapted_gpt2())]
     assert figures[0] == figures[1]
 
