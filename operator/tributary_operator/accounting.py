@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -67,6 +69,18 @@ def _clock() -> datetime:
     return datetime.now(UTC)
 
 
+def _end_with_parent() -> None:
+    """An operator that is killed cannot tell its processes to go."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 @cache
 def _store_of_process(endpoint: StoreEndpoint) -> ObjectStore:
     """One connection pool for each accountant process."""
@@ -103,7 +117,7 @@ class Accounting:
 
     def __init__(self, endpoint: StoreEndpoint, store: ObjectStore, records: Records, processes: int) -> None:
         self._endpoint = endpoint
-        self._store = store
+        self.store = store
         self._records = records
         self._processes = processes
         self._pool = self._new_pool()
@@ -114,7 +128,12 @@ class Accounting:
     def _new_pool(self) -> ProcessPoolExecutor:
         # Spawned, not forked: a fork would copy locks that other threads hold.
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._processes, mp_context=context)
+        return ProcessPoolExecutor(self._processes, mp_context=context, initializer=_end_with_parent)
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the processes that compute now."""
+        return sorted(self._pool._processes or ())
 
     async def _compute(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         pool = self._pool
@@ -167,7 +186,7 @@ class Accounting:
         return chain
 
     def _ledger(self, ref: LedgerRef) -> Ledger:
-        return Ledger(self._store, ref.uri, ref.data_set, _clock)
+        return Ledger(self.store, ref.uri, ref.data_set, _clock)
 
     async def epsilon(self, mechanisms: list[MechanismSpec], delta: str) -> float:
         """ε of all of them on one data set."""
