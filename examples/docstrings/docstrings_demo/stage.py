@@ -45,6 +45,7 @@ class Stage:
 
 def embedded(identity: str | None = None) -> Stage:
     """The embedded cluster of this checkout, without the objects of earlier runs."""
+    cluster.prepare(IMAGES)
     running = cluster.up(fresh=True, identity=identity)
     images = cluster.ensure_images(running, IMAGES)
     return Stage(Kube(running.kubeconfig, None, running.bin), running.s3, images)
