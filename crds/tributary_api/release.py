@@ -188,6 +188,8 @@ class ModelReleaseStatus(ApiModel):
     """Pods of the stable revision, for the scale subresource."""
     selector: Annotated[str, Field(max_length=512)] = ""
     """Selector of these pods, for the scale subresource."""
+    model: ModelRef | None = None
+    """The model that the spec names, resolved. It stays when the round that made it is deleted."""
     stable: Revision | None = None
     """The revision that serves."""
     candidate: Revision | None = None

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -20,10 +21,13 @@ from operator_process import OperatorProcess, operator_kubeconfig
 from worker_double import WorkerDouble
 
 from tributary_api.base import API_VERSION
+from tributary_api.records import OutcomeKind, RoundOutcome
+from tributary_api.round import FederatedRound
 from tributary_api.shared import ModelRef, StoreEndpoint
 from tributary_dev import cluster as dev
 from tributary_operator import names
 from tributary_store import bundle
+from tributary_store.keys import Layout
 from tributary_store.objectstore import ObjectStore
 
 pytestmark = pytest.mark.cluster
@@ -336,6 +340,51 @@ def test_a_missing_model_is_said_and_nothing_is_started(
         assert release.children("jobs") == []
     finally:
         installed("delete", f"mrel/{release.name}", "-n", HUB, "--wait=false")
+
+
+def test_a_model_that_a_round_made_is_resolved_once(
+    installed: Kubectl,
+    release: Release,
+    operating: OperatorProcess,
+    store: ObjectStore,
+    models: Callable[[], ModelRef],
+) -> None:
+    """The round may be deleted afterwards, and the operator forget everything."""
+    name = f"made-{secrets.token_hex(4)}"
+    model, fedround = models(), idle_round(installed, name)
+    outcome = RoundOutcome(
+        run_key=fedround.run_key,
+        round=fedround.ref,
+        outcome=OutcomeKind.COMPLETE,
+        reason="RoundComplete",
+        model=model,
+        finished_at=datetime.now(UTC),
+    )
+    store.put_new(Layout(BUCKET).outcome(fedround.run_key), outcome.canonical_json())
+    release.apply(model={"roundRef": {"name": name}})
+    release.settles(model)
+    operating.kill()
+    installed("patch", "fround", name, "-n", HUB, "--type=merge", '-p={"metadata": {"finalizers": null}}')
+    installed("delete", "fround", name, "-n", HUB, "--ignore-not-found")
+    operating.start()
+    time.sleep(3)
+    assert release.condition("Stalled")[0] == "False"
+    release.settles(model)
+
+
+def idle_round(installed: Kubectl, name: str) -> FederatedRound:
+    """A round that does nothing by itself."""
+    spec = {
+        "suspend": True,
+        "baseModel": {"uri": f"s3://{BUCKET}/models/none", "digest": DIGEST},
+        "clients": {"selector": {"matchLabels": {"suite": name}}},
+        "method": {"lora": {}},
+        "training": {"maxSteps": 2, "expectedBatchSize": 64, "learningRate": "1e-3"},
+        "privacy": {"epsilon": "1", "delta": "1e-6"},
+    }
+    metadata = {"name": name, "namespace": HUB}
+    kind = {"apiVersion": API_VERSION, "kind": "FederatedRound"}
+    return FederatedRound.model_validate(installed.create({**kind, "metadata": metadata, "spec": spec}))
 
 
 def test_scaling_reaches_the_pods_and_is_reported(installed: Kubectl, release: Release) -> None:

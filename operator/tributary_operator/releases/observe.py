@@ -61,10 +61,17 @@ async def _source(world: World, release: ModelRelease, memory: Memory) -> Source
     asked = release.spec.model.canonical_json().decode()
     if asked not in memory.sources:
         found = await resolve(world, release.metadata.namespace, release.spec.model)
-        if found.ref is None:
+        model = found.ref or _resolved_before(release)
+        if model is None:
             return Source(reason=found.reason, message=found.message, is_stalled=found.is_stalled)
-        memory.sources[asked] = Source(found.ref, await _weight_bytes(world, found.ref))
+        memory.sources[asked] = Source(model, await _weight_bytes(world, model))
     return memory.sources[asked]
+
+
+def _resolved_before(release: ModelRelease) -> ModelRef | None:
+    """What the present spec named when it was seen first; the round may be gone by now."""
+    is_same_spec = release.status.observed_generation == release.metadata.generation
+    return release.status.model if is_same_spec else None
 
 
 async def _weight_bytes(world: World, model: ModelRef) -> int:

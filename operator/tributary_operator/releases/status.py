@@ -39,6 +39,7 @@ def status(s: Situation, at: Position) -> ModelReleaseStatus:
         conditions=conditions.merged(s.release.status.conditions, _conditions(s, at)),
         replicas=stable.ready if stable is not None else 0,
         selector=selector(names.serving_labels(s.release, s.stable)) if s.stable else "",
+        model=s.seen.source.model,
         stable=_stable(s),
         candidate=_candidate(s),
         transition=_transition(s, at),
