@@ -72,7 +72,7 @@ def prepare(names: Sequence[str] = images.IMAGE_NAMES) -> None:
 
     What is built already costs no time. Raises MachineError or CommandError, as `up` does.
     """
-    require_machine(build.disk_bytes_to_build() + images.disk_bytes_to_build())
+    require_machine(build.disk_bytes_to_build() + images.disk_bytes_to_build(names))
     with ThreadPoolExecutor() as pool:
         programs, references = pool.submit(build.binaries), pool.submit(images.image_references, names)
         programs.result()

@@ -29,8 +29,6 @@ from tributary_dev.progress import note, step
 LOADED_FILE = "images.json"
 PREFIX = "localhost/tributary-"
 BASE = "localhost/python-base"
-# buildah's copy, the cluster's copy, and what is in flight between the two.
-DISK_BYTES = 21 * 10**9
 # The newest builds of each image that are kept, so that going back to another branch is quick.
 KEPT_BUILDS = 3
 # A release may still run an older build, and its pods must be able to start again.
@@ -49,6 +47,8 @@ class Recipe:
     containerfile: str
     lock: str
     sources: tuple[str, ...]
+    disk_bytes: int
+    """What the first build takes: buildah's copy, the cluster's copy, and what is in flight between the two."""
     stages: tuple[str, ...] = ()
     """Stages beside the last one that are expensive: they get a name, and so stay in the cache."""
 
@@ -60,12 +60,14 @@ RECIPES = (
         "operator/Containerfile",
         "requirements/operator.txt",
         (*SHARED_SOURCES, "operator/tributary_operator"),
+        disk_bytes=2 * 10**9,
     ),
     Recipe(
         "worker",
         "worker_image/Containerfile",
         "requirements/worker.txt",
         (*SHARED_SOURCES, "worker_image/tributary_worker"),
+        disk_bytes=20 * 10**9,
         stages=("operations",),
     ),
 )
@@ -77,11 +79,10 @@ def image_references(names: Iterable[str] = IMAGE_NAMES) -> dict[str, str]:
     return {name: _reference(name, image) for name, image in _images(names).items()}
 
 
-def disk_bytes_to_build() -> int:
-    """What the first build of all images takes, nearly all of it the worker's wheels; 0 after that."""
-    return (
-        0 if any(_records(recipe).is_dir() for recipe in RECIPES if recipe.name == "worker") else DISK_BYTES
-    )
+def disk_bytes_to_build(names: Iterable[str] = IMAGE_NAMES) -> int:
+    """What the first build of the named images takes; an image that was ever built counts 0."""
+    built = {recipe.name for recipe in RECIPES if _records(recipe).is_dir()}
+    return sum(recipe.disk_bytes for recipe in RECIPES if recipe.name in set(names) - built)
 
 
 def _images(names: Iterable[str]) -> dict[str, Image]:

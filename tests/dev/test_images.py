@@ -12,7 +12,7 @@ from tributary_dev.images import RECIPES, Recipe, content_key
 from tributary_dev.layers import Layer
 from tributary_dev.oci import Image
 
-RECIPE = Recipe("demo", "demo/Containerfile", "requirements/demo.txt", ("lib", "demo/package"))
+RECIPE = Recipe("demo", "demo/Containerfile", "requirements/demo.txt", ("lib", "demo/package"), disk_bytes=1)
 
 
 @pytest.fixture
@@ -59,6 +59,15 @@ def test_a_missing_lock_is_named(checkout: Path) -> None:
     (checkout / "requirements/demo.txt").unlink()
     with pytest.raises(images.ImageError, match=r"requirements/demo\.txt"):
         content_key(checkout, RECIPE)
+
+
+def test_only_images_that_were_never_built_need_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIBUTARY_CACHE", str(tmp_path))
+    needed = {recipe.name: recipe.disk_bytes for recipe in RECIPES}
+    assert images.disk_bytes_to_build() == sum(needed.values())
+    assert images.disk_bytes_to_build(["operator"]) == needed["operator"]
+    images.write_record(tmp_path / "images" / "built" / "worker" / "key.json", Image.of({}, []))
+    assert images.disk_bytes_to_build() == needed["operator"]
 
 
 def test_an_unknown_image_is_refused_with_the_known_names() -> None:
