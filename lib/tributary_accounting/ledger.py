@@ -1,9 +1,9 @@
 """The privacy ledger of a data set: append-only, hash-chained, shared by all rounds and hubs.
 
 Entries of one run go reserve → launch → settle, or reserve → release when nothing was ever launched.
-The hub reserves and settles; the worker itself launches, before its first step on the data. Entry n is created
-with `If-None-Match: *`, so two writers can never both own a number: the loser reads again and decides
-again. That is what makes "release only without a launch" and "reserve only within the budget" hold
+The hub reserves and settles; the worker itself launches, before its first step on the data. Entry n is
+created with `If-None-Match: *`, so two writers can never both own a number: the loser reads again and
+decides again. That is what makes "release only without a launch" and "reserve only within the budget" hold
 between processes that know nothing of each other.
 """
 
