@@ -41,13 +41,20 @@ class Running:
 
 
 @contextmanager
-def running(load: Callable[[], Any], *, finish_seconds: float = 2, **service: Any) -> Iterator[Running]:
+def running(
+    load: Callable[[], Any], *, grace_seconds: float = 0.5, finish_seconds: float = 2, **service: Any
+) -> Iterator[Running]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     served = Service(RELEASE, REVISION, 4096, Metrics(RELEASE, REVISION), **service)
     server = DrainingServer(
-        served, load, host="127.0.0.1", port=port, grace_seconds=0.5, finish_seconds=finish_seconds
+        served,
+        load,
+        host="127.0.0.1",
+        port=port,
+        grace_seconds=grace_seconds,
+        finish_seconds=finish_seconds,
     )
     thread = threading.Thread(target=server.run)
     thread.start()

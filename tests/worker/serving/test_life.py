@@ -66,15 +66,16 @@ def test_a_model_that_cannot_answer_ends_the_server(tmp_path):
 
 
 def test_draining_accepts_for_a_while_and_finishes_what_is_open(talker):
-    with running(lambda: talker, finish_seconds=60) as server:
+    with running(lambda: talker, grace_seconds=2, finish_seconds=60) as server:
         wait_until(lambda: server.service.is_ready)
-        body = {"prompt": "a", "max_tokens": 1200, "stream": True}
+        body = {"prompt": "a", "max_tokens": 2000, "stream": True}
         with server.client.stream("POST", "/v1/completions", json=body) as stream:
             lines = stream.iter_lines()
             next(lines)
             server.server.drain()
             ready = server.client.get("/readyz")
             assert (ready.status_code, ready.text) == (503, "draining\n")
+            time.sleep(0.5)  # the server looks every 0.1 s whether it is time to close
             late = server.complete(max_tokens=2)
             assert (late.status_code, late.headers["connection"]) == (200, "close")
             rest = [line for line in lines if line]
