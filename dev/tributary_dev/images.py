@@ -48,7 +48,7 @@ class Recipe:
     lock: str
     sources: tuple[str, ...]
     disk_bytes: int
-    """What the first build takes: buildah's copy, the cluster's copy, and what is in flight between the two."""
+    """What the first build takes: the copies of buildah and of the cluster, and what is in flight between."""
     stages: tuple[str, ...] = ()
     """Stages beside the last one that are expensive: they get a name, and so stay in the cache."""
 
