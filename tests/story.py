@@ -112,7 +112,7 @@ def install_owner(cluster: dev.Cluster, owner: str, image: str, key: tuple[str, 
     spec["data"] |= {"uri": f"s3://{owner}-data/private/", "numExamples": NUM_EXAMPLES}
     spec["store"] |= {"endpoint": cluster.s3.endpoint_for_pods}
     spec["privacy"] |= {
-        "budget": {"epsilon": "10", "delta": "1e-5"},
+        "budget": {"epsilon": "9", "delta": "1e-5"},
         "maxRoundEpsilon": "8",
         "ledgerUri": LEDGER.format(bucket=BUCKET, owner=owner),
     }
