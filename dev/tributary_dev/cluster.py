@@ -277,11 +277,12 @@ def _clear_residue(place: ClusterPlaces) -> None:
 def _forget_everything(place: ClusterPlaces) -> None:
     if place.root.exists():
         shutil.rmtree(place.root)
-    # The directory is shared by all clusters of the machine; it goes with the last of them.
-    if not any(place.root.parent.glob(f"*/{network.SUBNET_FILE}")):
+    if network.forget_claims(place):  # nothing that the clusters of this machine share is used any more
         with suppress(OSError):
             CNI_CACHE.rmdir()
     place.lock.unlink(missing_ok=True)
+    with suppress(OSError):
+        place.root.parent.rmdir()
 
 
 def _forget_objects(place: ClusterPlaces) -> None:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 from tributary_dev.locks import file_lock
 from tributary_dev.places import ClusterPlaces
@@ -73,7 +74,7 @@ def free_subnet(taken: Iterable[IPv4Network]) -> Subnet:
 def claim_subnet(place: ClusterPlaces) -> Subnet:
     """The range of this cluster: the one it has, or a free one that is then its own."""
     own = place.root / SUBNET_FILE
-    with file_lock(place.root.with_name("subnets.lock")):
+    with file_lock(_claims_lock(place)):
         if own.exists():
             return Subnet(IPv4Network(own.read_text()))
         claimed = [IPv4Network(file.read_text()) for file in place.root.parent.glob(f"*/{SUBNET_FILE}")]
@@ -81,6 +82,19 @@ def claim_subnet(place: ClusterPlaces) -> Subnet:
         own.parent.mkdir(parents=True, exist_ok=True)
         own.write_text(str(subnet.network))
     return subnet
+
+
+def forget_claims(place: ClusterPlaces) -> bool:
+    """Whether no cluster of this machine claims a range any more; then the lock file goes too."""
+    with file_lock(_claims_lock(place)):
+        unused = not any(place.root.parent.glob(f"*/{SUBNET_FILE}"))
+        if unused:
+            _claims_lock(place).unlink()
+    return unused
+
+
+def _claims_lock(place: ClusterPlaces) -> Path:
+    return place.root.with_name("subnets.lock")
 
 
 def _host_routes() -> list[IPv4Network]:

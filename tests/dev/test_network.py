@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tributary_dev.network import SUBNETS, NoSubnetError, Subnet, claim_subnet, free_subnet
+from tributary_dev.network import (
+    SUBNET_FILE,
+    SUBNETS,
+    NoSubnetError,
+    Subnet,
+    claim_subnet,
+    forget_claims,
+    free_subnet,
+)
 from tributary_dev.places import ClusterPlaces, cluster_id
 
 
@@ -49,3 +57,17 @@ def test_the_interface_name_is_short_enough_for_the_kernel() -> None:
     place = ClusterPlaces.of("any checkout")
     assert len(place.interface) <= 15
     assert re.fullmatch(r"[0-9a-f]{8}", cluster_id("any checkout"))
+
+
+def test_the_last_cluster_takes_the_lock_file_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIBUTARY_STATE", str(tmp_path))
+    places = [ClusterPlaces.of("one"), ClusterPlaces.of("two")]
+    for place in places:
+        claim_subnet(place)
+    (places[0].root / SUBNET_FILE).unlink()
+    assert not forget_claims(places[0])
+    (places[1].root / SUBNET_FILE).unlink()
+    assert forget_claims(places[1])
+    assert not list(tmp_path.glob("*.lock"))
