@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 # One thread for each process: two cores are shared by pods, tests and the cluster.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-unit test-worker test-cluster test-e2e check generate lock format env up down
+.PHONY: help demo test built test-unit test-worker test-cluster test-e2e check generate lock format env up down
 
 help:            ## List these commands
 	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
@@ -21,19 +21,23 @@ help:            ## List these commands
 demo: .venv/stamp ## Three data owners improve one model, which goes live under load (CONTEXT=<kube context> for your own cluster)
 	$(PY) -m docstrings_demo $(if $(CONTEXT),--context $(CONTEXT))
 
-test: test-worker test-cluster test-unit test-e2e ## All tests: units and laws, real API server and S3, one story from end to end
+test: built test-unit test-worker test-cluster test-e2e ## All tests: units and laws, real API server and S3, one story from end to end
 
 test-unit: .venv/stamp ## Rows, laws, contract, charts
-	.venv/bin/pytest -m "not cluster and not e2e" tests/api tests/lib tests/operator tests/chart tests/dev tests/demo
+	.venv/bin/pytest -m "not cluster" tests/api tests/lib tests/operator tests/chart tests/dev tests/demo
 
 test-worker: .venv-worker/stamp ## The privacy engine and the stages of the worker
 	.venv-worker/bin/pytest tests/worker
 
 test-cluster: .venv/stamp ## Against the real API server and S3 of the embedded cluster
-	.venv/bin/pytest -m "cluster and not e2e" tests
+	.venv/bin/pytest -m cluster tests/lib tests/dev tests/cluster
 
-test-e2e: .venv/stamp ## One round and one release with real pods
+test-e2e: .venv/stamp .venv-worker/stamp ## One round and one release with real pods
 	.venv/bin/pytest tests/e2e
+
+built: .venv/stamp ## Build the embedded cluster's programs and the images, if they changed
+	$(PY) -m tributary_dev build
+	$(PY) -m tributary_dev images
 
 check: .venv/stamp ## Format, lint, types, boundaries, generated files
 	.venv/bin/ruff format --check .
