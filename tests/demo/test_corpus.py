@@ -99,3 +99,15 @@ def test_clean_text_is_bounded_and_printable(text: str) -> None:
     cut = corpus.cut(corpus.cleaned(text))
     assert len(cut) <= corpus.CHARACTERS_MAX
     assert all(c.isprintable() or c == "\n" for c in cut)
+
+
+@given(st.lists(st.text(min_size=1), unique=True), st.integers(0, 20))
+def test_a_sample_is_part_of_the_texts_in_their_order(found: list[str], count: int) -> None:
+    chosen = corpus.sample(found, count)
+    assert len(chosen) == min(count, len(found))
+    assert chosen == [text for text in found if text in set(chosen)]
+
+
+def test_a_sample_is_published_at_the_same_rate() -> None:
+    split = corpus.split(corpus.sample([f"document {i}" for i in range(40_000)], 10_000))
+    assert 900 < len(split.published) < 1100

@@ -124,12 +124,24 @@ def shingles(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + SHINGLE_WORDS]) for i in range(len(words) - SHINGLE_WORDS + 1)}
 
 
+def sample(texts: Iterable[str], count: int) -> list[str]:
+    """At most `count` texts, chosen by hash and left in their order."""
+    found = list(texts)
+    chosen = set(sorted(found, key=hash_of)[:count])
+    return [text for text in found if text in chosen]
+
+
+def hash_of(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
 def split(texts: Iterable[str]) -> Split:
     """A tenth is published, chosen by hash: a document's side does not depend on the others'."""
     private: list[str] = []
     published: list[str] = []
     for text in texts:
-        digest = hashlib.sha256(text.encode()).digest()
-        side = published if int.from_bytes(digest[:8], "big") % PUBLISHED_ONE_IN == 0 else private
+        # Not the leading bytes: a sample is chosen by these.
+        chosen = int.from_bytes(hash_of(text)[-8:], "big") % PUBLISHED_ONE_IN == 0
+        side = published if chosen else private
         side.append(text)
     return Split(private, published)

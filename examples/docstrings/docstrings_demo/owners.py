@@ -14,6 +14,10 @@ BUCKET = "tributary"
 DATASET_URI = f"s3://{BUCKET}/datasets/docstrings.jsonl"
 
 
+DOCUMENTS_MAX = 3000
+"""Of each owner: more would make every training step less noisy, and every evaluation longer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
     """A data owner: a namespace, a bucket, an S3 identity, and the packages whose docstrings are its text."""

@@ -18,6 +18,7 @@ class PublishTask(ApiModel):
     """Write an owner's documents to its own bucket, the private ones and the published tenth apart."""
 
     packages: Annotated[list[str], Field(min_length=1)]
+    documents_max: int
     store: StoreEndpoint
     private_uri: str
     published_uri: str

@@ -18,7 +18,7 @@ PADDING_MAX = 0.1
 
 def main() -> None:
     task = read_task(PublishTask)
-    documents = corpus.split(corpus.packages(task.packages))
+    documents = corpus.split(corpus.sample(corpus.packages(task.packages), task.documents_max))
     check_declaration(task, len(documents.private))
     store = ObjectStore.open(task.store)
     store.put_new(task.private_uri, json_lines(documents.private))

@@ -13,6 +13,7 @@ from docstrings_demo.owners import (
     BUCKET,
     CHECKOUT,
     DATASET_URI,
+    DOCUMENTS_MAX,
     HUB_NAMESPACE,
     OPERATOR_NAMESPACE,
     OWNERS,
@@ -88,6 +89,7 @@ class Demo:
         declared = manifests.declared_data(owner)
         task = PublishTask(
             packages=list(owner.packages),
+            documents_max=DOCUMENTS_MAX,
             store=self.stage.store_for_pods,
             private_uri=owner.private_uri,
             published_uri=owner.published_uri,
