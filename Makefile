@@ -36,8 +36,7 @@ test-e2e: .venv/stamp .venv-worker/stamp ## One round and one release with real 
 	.venv/bin/pytest tests/e2e
 
 built: .venv/stamp ## Build the embedded cluster's programs and the images, if they changed
-	$(PY) -m tributary_dev build
-	$(PY) -m tributary_dev images
+	$(PY) -m tributary_dev prepare
 
 check: .venv/stamp ## Format, lint, types, boundaries, generated files
 	.venv/bin/ruff format --check .

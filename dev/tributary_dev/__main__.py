@@ -46,6 +46,11 @@ def _images(_: argparse.Namespace) -> int:
     return 0
 
 
+def _prepare(_: argparse.Namespace) -> int:
+    cluster.prepare()
+    return 0
+
+
 def _up(arguments: argparse.Namespace) -> int:
     if arguments.images:
         cluster.prepare()
@@ -94,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     verb("doctor", _doctor, "say what this machine lacks")
     verb("build", _build, "build the programs of the cluster into the cache")
     verb("images", _images, "build the container images into the cache")
+    verb("prepare", _prepare, "build programs and images, as `up --images` needs them")
     up = verb("up", _up, "start, complete or mend the cluster of this checkout")
     up.add_argument("--fresh", action="store_true", help="forget all Kubernetes and S3 objects first")
     up.add_argument("--nodes", type=int, choices=(0, 1), default=1, help="0: API server and S3 only")
