@@ -94,3 +94,10 @@ def test_it_looks_again_when_the_consent_expires() -> None:
     )
     assert decide(soon, ObservedClient(LEDGER), T0).poll_after == timedelta(minutes=2)
     assert decide(a_client(), ObservedClient(LEDGER), T0).poll_after is None
+
+
+def test_a_reservation_is_looked_at_until_a_worker_has_launched_it() -> None:
+    waiting = decide(a_client(), ObservedClient(Account(Chain(), 5.0, 3.5)), T0)
+    launched = decide(a_client(), ObservedClient(Account(Chain(), 5.0, 5.0)), T0)
+    assert waiting.poll_after == timedelta(seconds=30)
+    assert launched.poll_after is None

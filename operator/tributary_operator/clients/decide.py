@@ -11,6 +11,8 @@ from tributary_operator.accounting import Account
 from tributary_operator.decision import Decision
 
 EXPIRY_NEAR = timedelta(minutes=10)
+RESERVED_POLL_AFTER = timedelta(seconds=30)
+"""A reservation becomes a launch in the ledger, by the worker's hand: no event tells of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def decide(client: FederatedClient, seen: ObservedClient, now: datetime) -> Deci
             privacy=old.privacy if seen.account is None else privacy(client, seen.account),
         ),
         events=conditions.transition(old.conditions, merged),
-        poll_after=_until_expiry(client, now),
+        poll_after=_poll_after(client, seen.account, now),
     )
 
 
@@ -93,7 +95,9 @@ def _decimal(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _until_expiry(client: FederatedClient, now: datetime) -> timedelta | None:
-    """An expiry has no event; None leaves it to the resync."""
+def _poll_after(client: FederatedClient, account: Account | None, now: datetime) -> timedelta | None:
+    """When something changes without an event; None leaves it to the resync."""
     left = client.spec.consent.expires - now
-    return left if timedelta(0) < left < EXPIRY_NEAR else None
+    near = [left] if timedelta(0) < left < EXPIRY_NEAR else []
+    is_reserved = account is not None and account.charged_epsilon > account.launched_epsilon
+    return min([*near, *([RESERVED_POLL_AFTER] if is_reserved else [])], default=None)
