@@ -26,13 +26,13 @@ test: built test-unit test-worker test-cluster test-e2e ## All tests: units and 
 test-unit: .venv/stamp ## Rows, laws, contract, charts
 	.venv/bin/pytest -m "not cluster" tests/api tests/lib tests/operator tests/chart tests/dev tests/demo
 
-test-worker: .venv-worker/stamp ## The privacy engine and the stages of the worker
+test-worker: built .venv-worker/stamp ## The privacy engine and the stages of the worker
 	.venv-worker/bin/pytest tests/worker
 
-test-cluster: .venv/stamp ## Against the real API server and S3 of the embedded cluster
+test-cluster: built ## Against the real API server and S3 of the embedded cluster
 	.venv/bin/pytest -m cluster tests/lib tests/dev tests/cluster
 
-test-e2e: .venv/stamp .venv-worker/stamp ## One round and one release with real pods
+test-e2e: built .venv-worker/stamp ## One round and one release with real pods
 	.venv/bin/pytest tests/e2e
 
 built: .venv/stamp ## Build the embedded cluster's programs and the images, if they changed
@@ -70,11 +70,11 @@ lock: $(UV) ## Resolve the dependencies anew
 	$(COMPILE) requirements/worker-dev.in -c requirements/worker.txt -o requirements/worker-dev.txt
 
 $(UV):
-	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed as python3: install it and try again." >&2; exit 1; }
 	@python3 -m venv $(CACHE)/uv-$(UV_VERSION) || \
 		{ echo "python3 cannot make virtual environments: install python3-venv and try again." >&2; exit 1; }
 	$(CACHE)/uv-$(UV_VERSION)/bin/pip install --quiet uv==$(UV_VERSION)
+	@$(UV) python find --no-python-downloads --quiet 3.11 >/dev/null || \
+		{ echo "Python 3.11 is needed, with its venv module: install it and try again." >&2; exit 1; }
 
 .venv/stamp: requirements/dev.txt | $(UV)
 	[ -x .venv/bin/python ] || $(UV) venv --quiet --python 3.11 .venv

@@ -32,6 +32,7 @@ PACKAGES = {
     "nsenter": "util-linux",
     "mount": "mount",
     "git": "git",
+    "g++": "g++",  # outside of its image the worker compiles an operation of DeepSpeed
 }
 # A socket's path has at most 107 bytes; the kubelet's lie up to 46 below the directory of all states.
 STATE_PATH_LENGTH_MAX = 60
