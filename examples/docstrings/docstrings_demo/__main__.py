@@ -38,6 +38,9 @@ def main() -> int:
     except (DemoError, StoreError, *SET_UP_ERRORS) as error:
         console.print(f"\nThe demo has failed. {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
+    except KeyboardInterrupt:
+        console.print("\nStopped. The cluster is still up: `make down` removes it, `make demo` starts over.")
+        return 130
 
 
 def parsed() -> argparse.Namespace:

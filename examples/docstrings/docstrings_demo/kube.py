@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from kubernetes import config
+from urllib3.exceptions import HTTPError
 
 from docstrings_demo.problems import DemoError
 from tributary_api.base import GROUP, VERSION
@@ -108,8 +109,11 @@ class Kube:
         wanted = {name: value for name, value in query.items() if value}
         full = f"{path}?{urlencode(wanted)}" if wanted else path
         request = self._client.param_serialize("GET", full, auth_settings=["BearerToken"])
-        answer = self._client.call_api(*request, _request_timeout=REQUEST_TIMEOUT_SECONDS)
-        body: bytes = answer.read()
+        try:
+            answer = self._client.call_api(*request, _request_timeout=REQUEST_TIMEOUT_SECONDS)
+            body: bytes = answer.read()
+        except HTTPError as error:
+            raise DemoError(f"the API server does not answer: {error}") from error
         if answer.status not in ok:
             raise DemoError(f"GET {path}: {answer.status} {body.decode(errors='replace')[:500]}")
         return body

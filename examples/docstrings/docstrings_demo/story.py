@@ -108,7 +108,13 @@ class Demo:
         self.view.headline("The base model, trained on the standard library's docstrings (3 minutes)")
         task = PretrainTask(store=self.stage.store_for_pods, models_uri=models_uri)
         job = ScriptJob(
-            "pretrain", HUB_NAMESPACE, "pretrain", task, s3_secret="tributary-aggregator", threads=2
+            "pretrain",
+            HUB_NAMESPACE,
+            "pretrain",
+            task,
+            s3_secret="tributary-aggregator",
+            threads=2,
+            requests={"cpu": "1", "memory": "1Gi"},
         )
         ref = ModelRef.model_validate(self.watch.result(self.start(job))["model"])
         basemodel.keep(store, ref)

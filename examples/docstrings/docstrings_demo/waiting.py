@@ -10,14 +10,12 @@ from typing import Any
 from docstrings_demo.diagnose import about_job, about_object
 from docstrings_demo.kube import Kube, Object
 from docstrings_demo.live import View
-from docstrings_demo.observe import Seen, condition, json_lines, observe
+from docstrings_demo.observe import Seen, condition, is_true, json_lines, observe
 from docstrings_demo.podjobs import JOB_LABEL, ScriptJob
 from docstrings_demo.problems import DemoError
 from tributary_api.meta import Condition
 
-POLL_SECONDS = 1.5
-STALLED_SECONDS_MAX = 45
-"""A stall that lasts this long does not mend itself here: nobody but the demo changes anything."""
+FAILED, STALLED = "Failed", "Stalled"
 
 Conditions = Callable[[Seen], Sequence[Condition]]
 
@@ -30,6 +28,9 @@ class Watch:
     view: View
     load_job: ScriptJob | None = None
     """The load generator, once it runs."""
+    poll_seconds: float = 1.5
+    stalled_seconds_max: float = 45.0
+    """A stall that lasts this long does not mend itself here: nobody but the demo changes anything."""
 
     def look(self) -> Seen:
         seen = observe(self.kube, (self.load_job.namespace, self.load_job.name) if self.load_job else None)
@@ -52,19 +53,18 @@ class Watch:
         deadline = time.monotonic() + seconds_max
         healthy_at = time.monotonic()
         while True:
-            seen = self.look()
+            seen, now = self.look(), time.monotonic()
             if done(seen):
                 return seen
-            now = time.monotonic()
-            if trouble(conditions(seen)) is None:
+            why = trouble(conditions(seen))
+            if why is None:
                 healthy_at = now
-            limit = 0 if has_failed(conditions(seen)) else STALLED_SECONDS_MAX
-            if now - healthy_at > limit or has_failed(conditions(seen)):
-                raise DemoError(f"{subject}: {trouble(conditions(seen))}\n{about_object(self.kube, subject)}")
+            elif is_true(conditions(seen), FAILED) or now - healthy_at > self.stalled_seconds_max:
+                raise DemoError(f"{subject}: {why}\n{about_object(self.kube, subject)}")
             if now > deadline:
-                text = f"{subject} took longer than {seconds_max:.0f} s"
-                raise DemoError(f"{text}\n{about_object(self.kube, subject)}")
-            time.sleep(POLL_SECONDS)
+                late = f"{subject} took longer than {seconds_max:.0f} s"
+                raise DemoError(f"{late}\n{about_object(self.kube, subject)}")
+            time.sleep(self.poll_seconds)
 
     def result(self, job: ScriptJob) -> dict[str, Any]:
         """What a script's last line says, once its Job is complete.
@@ -80,7 +80,7 @@ class Watch:
                 self.view.detail(
                     f"{job.namespace} {job.name}", ", ".join(f"{k} {v}" for k, v in line.items())
                 )
-            time.sleep(POLL_SECONDS)
+            time.sleep(self.poll_seconds)
         return self._lines(job)[-1]
 
     def pods(self, job: ScriptJob) -> list[str]:
@@ -100,14 +100,9 @@ def job_is(job: Object | None, kind: str) -> bool:
     return any(c["type"] == kind and c["status"] == "True" for c in found)
 
 
-def has_failed(conditions: Sequence[Condition]) -> bool:
-    found = condition(conditions, "Failed")
-    return found is not None and found.status == "True"
-
-
 def trouble(conditions: Sequence[Condition]) -> str | None:
     """Why an object fails or stalls, as it says itself; None if it does neither."""
-    for kind in ("Failed", "Stalled"):
+    for kind in (FAILED, STALLED):
         found = condition(conditions, kind)
         if found and found.status == "True":
             return f"{kind}: {found.reason}: {found.message}"
