@@ -59,7 +59,7 @@ class Unreachable(ApiError):
 
 _BY_STATUS: dict[int, type[ApiError]] = {
     400: Invalid,
-    401: Forbidden,
+    # 401 is left out: a token that has just expired is read afresh, so it is a matter of waiting.
     403: Forbidden,
     404: Missing,
     409: Conflict,

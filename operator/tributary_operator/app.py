@@ -35,13 +35,17 @@ def connect(settings: Settings, api: Api, daemons: Daemons) -> World:
     cluster = Cluster(api)
     store = ObjectStore.open(settings.store)
     records = Records(store, settings.store_threads)
+
+    def clock() -> datetime:
+        return datetime.now(UTC)
+
     return World(
         settings=settings,
         cluster=cluster,
-        jobs=JobWatches(cluster, settings.watch_timeout_seconds, daemons.wake),
+        jobs=JobWatches(cluster, settings.watch_timeout_seconds, daemons.wake, clock),
         records=records,
         accounting=Accounting(settings.store, store, records, settings.accountant_processes),
-        clock=lambda: datetime.now(UTC),
+        clock=clock,
         wake=daemons.wake,
         cached=daemons.cached,
     )

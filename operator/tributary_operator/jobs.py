@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from typing import Self
 
 import structlog
 
 from tributary_operator import names
-from tributary_operator.api import ApiError, Expired, Forbidden, JsonObject
+from tributary_operator.api import ApiError, Expired, Forbidden, JsonObject, Unreachable
 from tributary_operator.cluster import Cluster, selector
 from tributary_operator.decision import Delete
 from tributary_operator.kinds import JOB
@@ -89,6 +90,14 @@ def _state(raw: JsonObject) -> tuple[JobState, str, str]:
     return (JobState.RUNNING if status.get("ready", 0) else JobState.PENDING), "", ""
 
 
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """A namespace whose Jobs we may not read, without a break since this time."""
+
+    since: datetime
+    error: Forbidden
+
+
 @dataclass(slots=True)
 class _Watched:
     """The Jobs of one namespace, as the watch has left them."""
@@ -98,28 +107,49 @@ class _Watched:
     owners: dict[str, str] = field(default_factory=dict[str, str])
     looked: asyncio.Event = field(default_factory=asyncio.Event)
     """Set after the first attempt to list, successful or not."""
+    is_listed: bool = False
+    """There is a picture; it stays while the watch is broken."""
     error: ApiError | None = None
+    """Why there is no picture, or why there is no newer one; ends with the next list."""
+    denied: Denied | None = None
 
 
 class JobWatches:
     """One list-and-watch of our Jobs per namespace, for as long as an owner's daemon is interested."""
 
-    def __init__(self, cluster: Cluster, watch_timeout_seconds: int, wake: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        watch_timeout_seconds: int,
+        wake: Callable[[str], None],
+        clock: Callable[[], datetime],
+    ) -> None:
         self._cluster = cluster
         self._timeout_seconds = watch_timeout_seconds
         self._wake = wake
+        self._clock = clock
         self._watched: dict[str, _Watched] = {}
         self._interests: dict[str, frozenset[str]] = {}
 
-    async def retain(self, owner: str, namespaces: Iterable[str]) -> dict[str, ApiError]:
-        """Watch these namespaces for the owner, and no others. Returns those that cannot be read, and why."""
+    async def retain(self, owner: str, namespaces: Iterable[str]) -> dict[str, Denied]:
+        """Watch these namespaces for the owner, and no others. Returns those that we may not read.
+
+        Raises:
+            ApiError: there is no picture of a namespace for another reason; that says nothing about it.
+        """
         self._interests[owner] = frozenset(namespaces)
         self._stop_unused()
         wanted = sorted(self._interests[owner])
         for namespace in wanted:
             self._start(namespace)
         await asyncio.gather(*(self._first_look(namespace) for namespace in wanted))
-        return {ns: error for ns in wanted if (error := self._watched[ns].error) is not None}
+        return {ns: denied for ns in wanted if (denied := self._denied(ns)) is not None}
+
+    def _denied(self, namespace: str) -> Denied | None:
+        watched = self._watched[namespace]
+        if watched.denied is None and watched.error is not None and not watched.is_listed:
+            raise watched.error
+        return watched.denied
 
     def forget(self, owner: str) -> None:
         self._interests.pop(owner, None)
@@ -161,7 +191,7 @@ class JobWatches:
         try:
             await asyncio.wait_for(watched.looked.wait(), SYNC_TIMEOUT_SECONDS)
         except TimeoutError:
-            watched.error = watched.error or ApiError(f"Jobs of {namespace} could not be listed in time")
+            watched.error = Unreachable(f"Jobs of {namespace} could not be listed in time")
 
     async def _follow(self, namespace: str, watched: _Watched) -> None:
         delay = 1
@@ -174,9 +204,7 @@ class JobWatches:
             except Expired:
                 continue
             except ApiError as error:
-                # A short break of the watch keeps the last picture; a refusal says that there is none.
-                watched.error = error if isinstance(error, Forbidden) or not watched.looked.is_set() else None
-                watched.looked.set()
+                self._note(watched, error)
                 log.info("jobs are not readable", namespace=namespace, error=str(error), retry_seconds=delay)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_SECONDS_MAX)
@@ -188,9 +216,24 @@ class JobWatches:
             self._take(watched, raw)
         for name in gone:
             self._drop(watched, name)
-        watched.error = None
+        watched.is_listed = True
         watched.looked.set()
+        if watched.error is not None:
+            watched.error = watched.denied = None
+            self._wake_interested(namespace)
         return version
+
+    def _note(self, watched: _Watched, error: ApiError) -> None:
+        """A refusal counts from its first time; until the next list nothing else makes up for it."""
+        watched.error = error
+        watched.looked.set()
+        if isinstance(error, Forbidden):
+            since = watched.denied.since if watched.denied is not None else self._clock()
+            watched.denied = Denied(since, error)
+
+    def _wake_interested(self, namespace: str) -> None:
+        for owner in [o for o, namespaces in self._interests.items() if namespace in namespaces]:
+            self._wake(owner)
 
     async def _watch(self, namespace: str, watched: _Watched, version: str) -> str:
         query = {"labelSelector": selector(MANAGED), "resourceVersion": version}

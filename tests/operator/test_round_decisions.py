@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -29,10 +30,12 @@ from round_worlds import (
 
 from tributary_api.records import LedgerKind, OutcomeKind, RoundOutcome
 from tributary_operator import conditions, names
+from tributary_operator.api import Forbidden
 from tributary_operator.decision import LedgerRecord, PutRecord
-from tributary_operator.jobs import JobState
+from tributary_operator.jobs import Denied, JobState
 from tributary_operator.rounds.eligibility import failure
 from tributary_operator.rounds.observed import BaseModel, Candidate, ObservedRound
+from tributary_operator.rounds.training import ACCESS_LOST_AFTER
 
 LATER = T0 + timedelta(hours=3)
 RUN = names.train_job(a_round(), nn("a"), 0).split("-")[1]
@@ -285,6 +288,24 @@ B = Candidate(a_client("b"))
 def test_what_was_seen_excludes_too(reason: str, facts: dict[str, Any]) -> None:
     decision = decided(a_round(), ObservedRound(selection=a_selection(a_client("a"), a_client("b"), **facts)))
     assert [(f.client, f.reason) for f in decision.status.failed_clients] == [("a/a", reason)]
+
+
+@pytest.mark.parametrize("job_state", [None, JobState.RUNNING])
+def test_a_refusal_that_may_pass_costs_the_round_nothing(job_state: JobState | None) -> None:
+    training = {nn("a"): attempts("a", job_state)} if job_state else {}
+    denied = {"a": Denied(T0, Forbidden("no"))}
+    decision = decided(a_round(), replace(planned("a", "b", training=training), denied=denied))
+    assert ready(decision).reason == "Training"
+    assert started(decision) == [job(a_round(), "b")], "nobody knows whether a worker of a runs"
+    assert decision.status.failed_clients == []
+
+
+def test_a_refusal_that_lasts_costs_the_round_the_client() -> None:
+    denied = {"a": Denied(T0 - ACCESS_LOST_AFTER, Forbidden("no"))}
+    running = {nn("a"): attempts("a", JobState.RUNNING)}
+    decision = decided(HALF, replace(of(HALF, "a", "b", training=running), denied=denied))
+    assert [(f.client, f.reason) for f in decision.status.failed_clients] == [("a/a", "NoAccess")]
+    assert decision.delete == (), "what may not be read may not be deleted"
 
 
 def test_a_failed_round_records_its_outcome_before_it_says_so() -> None:

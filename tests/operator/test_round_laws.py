@@ -29,8 +29,9 @@ from round_worlds import (
 
 from tributary_api.records import OutcomeKind, RoundOutcome
 from tributary_operator import names
+from tributary_operator.api import Forbidden
 from tributary_operator.decision import LedgerRecord
-from tributary_operator.jobs import JobState
+from tributary_operator.jobs import Denied, JobState
 from tributary_operator.rounds.observed import ObservedRound
 
 CLIENTS = ["a", "b", "c"]
@@ -69,6 +70,7 @@ def worlds(draw: Any, fedround: Any) -> ObservedRound:
         deltas={nn(name): a_delta(plan, name) for name in delivered},
         aggregate=an_aggregate(plan, sorted(map(nn, delivered), key=str)) if made else None,
         report=a_report() if made and draw(st.booleans()) else None,
+        denied={name: Denied(T0, Forbidden("no")) for name in draw(members)},
     )
 
 
@@ -89,6 +91,8 @@ def test_in_any_world(case: Any) -> None:
     assert not trained & seen.deltas.keys(), "a delivered delta must never be computed again"
     assert trained <= seen.reserved, "nobody starts before the budget is set aside"
     assert trained <= seen.clients.keys(), "nobody starts without a FederatedClient"
+    assert not {client.namespace for client in trained} & seen.denied.keys(), "nobody starts unseen"
+    assert not {deletion.namespace for deletion in decision.delete} & seen.denied.keys()
     assert not (jobs and seen.aggregate is not None and trained), "no training once the model exists"
     existing = {(job.namespace, job.name) for found in seen.training.values() for job in found.jobs}
     assert not {(job.metadata.namespace, job.metadata.name) for job in jobs} & existing
@@ -123,7 +127,7 @@ def test_suspending_stops_everything_and_starts_nothing(case: Any) -> None:
     fedround = fedround.model_copy(update={"spec": fedround.spec.model_copy(update={"suspend": True})})
     decision = decided(fedround, seen, T0 + elapsed)
     stoppable = {job.uid for found in seen.training.values() for job in found.jobs if job.state in
-                 {JobState.PENDING, JobState.RUNNING}}  # fmt: skip
+                 {JobState.PENDING, JobState.RUNNING} and job.namespace not in seen.denied}  # fmt: skip
     assert {deletion.uid for deletion in decision.delete} == stoppable
     assert (decision.apply, decision.record) == ((), ())
 
@@ -142,7 +146,7 @@ def run_to_the_end(fedround: Any, seen: ObservedRound) -> ObservedRound:
 @settings(max_examples=150)
 @given(rounds(), st.data())
 def test_from_any_world_the_end_is_reached_and_then_nothing_is_done(fedround: Any, data: Any) -> None:
-    seen = replace(data.draw(worlds(fedround)), clients=dict(OBJECTS))
+    seen = replace(data.draw(worlds(fedround)), clients=dict(OBJECTS), denied={})
     end = run_to_the_end(fedround, seen)
     assert end.outcome is not None
     assert end.closed == {nn(name) for name in CLIENTS}

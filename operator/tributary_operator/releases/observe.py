@@ -40,9 +40,9 @@ async def observe(world: World, release: ModelRelease, memory: Memory) -> Situat
     namespace = release.metadata.namespace
     owner = names.owner(RELEASE.kind, namespace, release.metadata.name)
     # Jobs before records: a Job that ended in this picture has written its record before we look for it.
-    problems = await world.jobs.retain(owner, {namespace})
-    if namespace in problems:
-        raise problems[namespace]
+    denied = await world.jobs.retain(owner, {namespace})
+    if namespace in denied:
+        raise denied[namespace].error
     labels = names.release_labels(release, names.SERVE)
     deployments, _ = await world.cluster.find(DEPLOYMENT, namespace, labels)
     service, others = await _services(world, release)

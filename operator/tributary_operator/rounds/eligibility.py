@@ -36,7 +36,9 @@ def objection(
         )
         if candidate.data_overlaps
         else None,
-        ("NoAccess", _no_access(client, candidate.access_problem)) if candidate.access_problem else None,
+        ("NoAccess", no_access(name_of(client), candidate.access_problem))
+        if candidate.access_problem
+        else None,
     )
     return next((failure(name_of(client), *rule) for rule in rules if rule is not None), None)
 
@@ -81,8 +83,8 @@ def _batch_is_too_large(client: FederatedClient, fedround: FederatedRound) -> tu
     )
 
 
-def _no_access(client: FederatedClient, problem: str) -> str:
-    return f"install the chart tributary-client in namespace {client.metadata.namespace}: {problem}"
+def no_access(client: NamespacedName, problem: str) -> str:
+    return f"install the chart tributary-client in namespace {client.namespace}: {problem}"
 
 
 def overlapping(clients: list[FederatedClient]) -> dict[NamespacedName, NamespacedName]:

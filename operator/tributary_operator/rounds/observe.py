@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from tributary_api.client import FederatedClient
@@ -21,9 +21,8 @@ from tributary_api.records import (
 )
 from tributary_api.round import ClientFailure, FederatedRound
 from tributary_operator import names
-from tributary_operator.api import ApiError
 from tributary_operator.conditions import is_true
-from tributary_operator.jobs import ObservedJob
+from tributary_operator.jobs import Denied, ObservedJob
 from tributary_operator.kinds import CLIENT
 from tributary_operator.reconciler import World
 from tributary_operator.rounds.eligibility import failure
@@ -55,6 +54,8 @@ class Memory:
     refused: dict[NamespacedName, ClientFailure] = field(default_factory=dict[NamespacedName, ClientFailure])
     failures: dict[str, WorkerFailure] = field(default_factory=dict[str, WorkerFailure])
     """Of Jobs, by UID."""
+    forbidden: dict[str, datetime] = field(default_factory=dict[str, datetime])
+    """When the API server forbade a Job first, by the Job's name."""
     looked: set[str] = field(default_factory=set[str])
     """Records that were looked for, together with the Job that had ended last."""
     deltas: dict[NamespacedName, DeltaManifest] = field(default_factory=dict[NamespacedName, DeltaManifest])
@@ -82,7 +83,7 @@ async def _planned(
     world: World, fedround: FederatedRound, plan: RoundPlan, owner: str, memory: Memory
 ) -> ObservedRound:
     # Jobs before records: a Job that ended in this picture has written its record before we look for it.
-    jobs, no_access = await _jobs(world, fedround, plan, None, owner)
+    jobs, denied = await _jobs(world, fedround, plan, None, owner)
     await _look_for_deltas(world, plan, jobs, memory)
     await _weigh(world, fedround, plan, memory)
     layout = world.settings.layout
@@ -92,8 +93,9 @@ async def _planned(
         plan=plan,
         clients=await _clients(world, plan),
         reserved=frozenset(memory.reserved),
-        refused={**_unreachable(plan, no_access), **memory.refused},
-        training=await _training(world, plan, jobs, memory),
+        refused=dict(memory.refused),
+        denied=denied,
+        training=await _training(world, plan, jobs, denied, memory),
         deltas=dict(memory.deltas),
         aggregate=await _record(world, memory, manifest_uri, aggregation, AggregateManifest),
         aggregation=await _attempts(world, aggregation, memory),
@@ -116,7 +118,8 @@ async def _finished(
     if fedround.status.run_key == plan.run_key and is_true(fedround.status.conditions, LEDGERS_CLOSED):
         # Closing again would change nothing, but it would read every ledger at each start of the operator.
         memory.closed.update(planned.client for planned in plan.cohort)
-    jobs, _ = await _jobs(world, fedround, plan, outcome, owner)
+    seen_jobs, denied = await _jobs(world, fedround, plan, outcome, owner)
+    jobs = [job for job in seen_jobs if job.namespace not in denied]  # they could not be stopped, either
     return ObservedRound(
         outcome=outcome,
         plan=plan,
@@ -137,28 +140,20 @@ async def _weigh(world: World, fedround: FederatedRound, plan: RoundPlan, memory
 
 async def _jobs(
     world: World, fedround: FederatedRound, plan: RoundPlan, outcome: RoundOutcome | None, owner: str
-) -> tuple[list[ObservedJob], dict[str, ApiError]]:
+) -> tuple[list[ObservedJob], dict[str, Denied]]:
     hub = fedround.metadata.namespace
     namespaces = {hub, *(planned.client.namespace for planned in plan.cohort)}
     if outcome is not None and world.clock() >= outcome.finished_at + _children_lifetime(fedround):
         namespaces = set()  # the Jobs' own time-to-live has removed whatever there was
-    problems = await world.jobs.retain(owner, namespaces)
-    if hub in problems:
-        raise problems[hub]
-    return world.jobs.jobs(namespaces, {names.RUN_KEY: plan.run_key}), problems
+    denied = await world.jobs.retain(owner, namespaces)
+    if hub in denied:
+        raise denied[hub].error
+    return world.jobs.jobs(namespaces, {names.RUN_KEY: plan.run_key}), denied
 
 
 def _children_lifetime(fedround: FederatedRound) -> timedelta:
     spec = fedround.spec
     return timedelta(seconds=spec.active_deadline_seconds + spec.ttl_seconds_after_finished)
-
-
-def _unreachable(plan: RoundPlan, no_access: dict[str, ApiError]) -> dict[NamespacedName, ClientFailure]:
-    return {
-        planned.client: failure(planned.client, "NoAccess", str(no_access[planned.client.namespace]))
-        for planned in plan.cohort
-        if planned.client.namespace in no_access
-    }
 
 
 async def _clients(world: World, plan: RoundPlan) -> dict[NamespacedName, FederatedClient]:
@@ -188,11 +183,14 @@ def _of_client(jobs: Iterable[ObservedJob], client: NamespacedName) -> Attempts:
 
 
 async def _training(
-    world: World, plan: RoundPlan, jobs: list[ObservedJob], memory: Memory
+    world: World, plan: RoundPlan, jobs: list[ObservedJob], denied: Mapping[str, Denied], memory: Memory
 ) -> dict[NamespacedName, Attempts]:
+    """Why an attempt failed is asked only where it matters and where we may."""
     by_client = {planned.client: _of_client(jobs, planned.client) for planned in plan.cohort}
     return {
-        client: attempts if client in memory.deltas else await _attempts(world, attempts, memory)
+        client: attempts
+        if client in memory.deltas or client.namespace in denied
+        else await _attempts(world, attempts, memory)
         for client, attempts in by_client.items()
     }
 

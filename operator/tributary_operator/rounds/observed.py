@@ -11,7 +11,7 @@ from tributary_api.records import AggregateManifest, DeltaManifest, EvaluationRe
 from tributary_api.round import ClientFailure
 from tributary_api.shared import ModelRef
 from tributary_operator.decision import Delete
-from tributary_operator.jobs import JobState, ObservedJob
+from tributary_operator.jobs import Denied, JobState, ObservedJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,8 @@ class ObservedRound:
         default_factory=dict[NamespacedName, ClientFailure]
     )
     """Clients whose reservation, Job or delta was refused, for good."""
+    denied: Mapping[str, Denied] = field(default_factory=dict[str, Denied])
+    """Namespaces whose Jobs we may not read at present; that may pass."""
     training: Mapping[NamespacedName, Attempts] = field(default_factory=dict[NamespacedName, Attempts])
     deltas: Mapping[NamespacedName, DeltaManifest] = field(
         default_factory=dict[NamespacedName, DeltaManifest]

@@ -24,6 +24,7 @@ from tributary_operator.rounds.eligibility import failure
 from tributary_operator.rounds.observe import Memory, observe
 from tributary_operator.rounds.planning import data_set
 from tributary_operator.rounds.situation import Situation
+from tributary_operator.rounds.training import ACCESS_LOST_AFTER
 from tributary_store.errors import AccessDenied, ObjectMissing, StoreError
 
 QUOTA = "exceeded quota"
@@ -154,11 +155,19 @@ class _Effects:
             return False
         client = NamespacedName(namespace=child.metadata.namespace, name=labels[names.CLIENT])  # type: ignore[union-attr]
         log.warning("worker refused", client=str(client), error=str(error))
-        if QUOTA not in str(error):
+        if QUOTA not in str(error) and not self._may_pass(child, error):
             reason = "NoAccess" if isinstance(error, Forbidden) else "WorkerRefused"
             self._memory.refused[client] = failure(client, reason, str(error))
             self._wake_round(child)
         return True
+
+    def _may_pass(self, child: Apply, error: ApiError) -> bool:
+        """A Job that has been forbidden for a short time only is asked for again."""
+        if not isinstance(error, Forbidden):
+            return False
+        now, name = self._world.clock(), str(child.metadata.name)  # type: ignore[union-attr]
+        since = self._memory.forbidden.setdefault(name, now)
+        return now - since < ACCESS_LOST_AFTER
 
     def _wake_round(self, child: Apply) -> None:
         annotations = getattr(getattr(child, "metadata", None), "annotations", None) or {}

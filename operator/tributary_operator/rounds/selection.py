@@ -46,14 +46,15 @@ async def _candidates(world: World, fedround: FederatedRound, owner: str) -> tup
     everyone = [FederatedClient.model_validate(item) for item in items]
     selected = await _selected(world, fedround, everyone)
     hub = fedround.metadata.namespace
-    problems = await world.jobs.retain(owner, {hub, *(c.metadata.namespace for c in selected)})
-    if hub in problems:
-        raise problems[hub]
+    denied = await world.jobs.retain(owner, {hub, *(c.metadata.namespace for c in selected)})
+    if hub in denied:
+        raise denied[hub].error
+    problems = {namespace: str(found.error) for namespace, found in denied.items()}
     doubles = overlapping(everyone)
     return tuple(
         Candidate(
             client=client,
-            access_problem=str(problems.get(client.metadata.namespace, "")),
+            access_problem=problems.get(client.metadata.namespace, ""),
             data_overlaps=str(doubles.get(name_of(client), "")),
         )
         for client in selected

@@ -153,7 +153,7 @@ def _under_way(cohort: Sequence[Member], plan: RoundPlan) -> Census:
     count = Counter(member.standing for member in cohort)
     counts = ClientCounts(
         selected=len(cohort),
-        pending=count[Standing.PENDING] + count[Standing.TO_START],
+        pending=sum(count[s] for s in (Standing.PENDING, Standing.UNSEEN, Standing.TO_START)),
         running=count[Standing.RUNNING],
         submitted=count[Standing.DELIVERED],
         failed=count[Standing.FAILED],

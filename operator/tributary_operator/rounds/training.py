@@ -14,11 +14,13 @@ from tributary_api.round import ClientFailure
 from tributary_operator.decision import POLL_AFTER, Apply, Delete, Done, Failed, Outcome, Waiting
 from tributary_operator.jobs import JobState
 from tributary_operator.rounds import children
-from tributary_operator.rounds.eligibility import failure, withdrawal
+from tributary_operator.rounds.eligibility import failure, no_access, withdrawal
 from tributary_operator.rounds.observed import NO_ATTEMPTS, ObservedRound
 from tributary_operator.rounds.situation import Situation
 
 LAUNCH_PERIOD = timedelta(seconds=1)
+ACCESS_LOST_AFTER = timedelta(minutes=5)
+"""A refusal can come from an API server that is still starting; one that lasts is the owner's will."""
 
 
 class Standing(Enum):
@@ -26,11 +28,13 @@ class Standing(Enum):
     RUNNING = "running"
     PENDING = "pending"
     """Its Job exists, but no pod is ready."""
+    UNSEEN = "unseen"
+    """Its Jobs cannot be read at present, so nobody knows whether one runs."""
     TO_START = "to start"
     FAILED = "failed"
 
 
-IN_PROGRESS = frozenset({Standing.RUNNING, Standing.PENDING, Standing.TO_START})
+IN_PROGRESS = frozenset({Standing.RUNNING, Standing.PENDING, Standing.UNSEEN, Standing.TO_START})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +53,18 @@ def members(s: Situation) -> list[Member]:
 def _member(s: Situation, planned: PlannedClient) -> Member:
     if planned.client in s.seen.deltas:
         return Member(planned, Standing.DELIVERED)
-    if refused := s.seen.refused.get(planned.client) or _gone(s, planned.client):
+    if (
+        refused := s.seen.refused.get(planned.client)
+        or _gone(s, planned.client)
+        or _shut_out(s, planned.client)
+    ):
         return Member(planned, Standing.FAILED, refused)
     attempts = s.seen.training.get(planned.client, NO_ATTEMPTS)
     if active := attempts.active:
         running = active.state is JobState.RUNNING
         return Member(planned, Standing.RUNNING if running else Standing.PENDING)
+    if planned.client.namespace in s.seen.denied:
+        return Member(planned, Standing.UNSEEN)
     if attempts.last_failure and attempts.is_exhausted(s.fedround.spec.client_backoff_limit):
         last = attempts.last_failure
         return Member(planned, Standing.FAILED, failure(planned.client, last.reason, last.message))
@@ -71,6 +81,13 @@ def _gone(s: Situation, client: NamespacedName) -> ClientFailure | None:
     if current is None:
         return failure(client, "ClientDeleted", "the FederatedClient does not exist any more")
     return withdrawal(current, s.fedround.metadata.namespace, s.now)
+
+
+def _shut_out(s: Situation, client: NamespacedName) -> ClientFailure | None:
+    denied = s.seen.denied.get(client.namespace)
+    if denied is None or s.now - denied.since < ACCESS_LOST_AFTER:
+        return None
+    return failure(client, "NoAccess", no_access(client, str(denied.error)))
 
 
 def train_clients(s: Situation) -> Outcome:
@@ -127,8 +144,9 @@ def _meeting_points(s: Situation, cohort: Sequence[Member]) -> list[Apply]:
 
 
 def stops(seen: ObservedRound, clients: Sequence[NamespacedName]) -> tuple[Delete, ...]:
-    """Deletions of what still runs for these clients."""
-    attempts = (seen.training.get(client, NO_ATTEMPTS) for client in clients)
+    """Deletions of what still runs for these clients, where we may."""
+    open_ = (client for client in clients if client.namespace not in seen.denied)
+    attempts = (seen.training.get(client, NO_ATTEMPTS) for client in open_)
     return tuple(deletion for attempt in attempts for deletion in attempt.deletions)
 
 
