@@ -31,6 +31,8 @@ from tributary_operator.rounds.observed import Attempts, ObservedRound, WorkerFa
 from tributary_operator.rounds.selection import select
 from tributary_operator.rounds.status import LEDGERS_CLOSED
 from tributary_operator.rounds.workers import failure_of
+from tributary_operator.store import RecordUnreadable
+from tributary_store.errors import AccessDenied
 
 
 def is_granted(manifest: DeltaManifest, grant: Grant) -> bool:
@@ -212,9 +214,18 @@ async def _look_for_deltas(world: World, plan: RoundPlan, jobs: list[ObservedJob
 async def _look_for_delta(
     world: World, planned: PlannedClient, run_key: str, jobs: list[ObservedJob], memory: Memory
 ) -> None:
+    """What is wrong with one client's prefix costs the round that client, and nothing else."""
     attempts = _of_client(jobs, planned.client)
     uri = world.settings.layout.delta_manifest(planned.client, run_key)
-    manifest = await _record(world, memory, uri, attempts, DeltaManifest)
+    try:
+        manifest = await _record(world, memory, uri, attempts, DeltaManifest)
+    except RecordUnreadable as error:
+        memory.refused[planned.client] = failure(planned.client, "DeltaUnreadable", str(error))
+        return
+    except AccessDenied as error:
+        message = f"let the hub's identity read the client's deltas: {error}"
+        memory.refused[planned.client] = failure(planned.client, "DeltaDenied", message)
+        return
     if manifest is None:
         return
     if is_granted(manifest, planned.grant):

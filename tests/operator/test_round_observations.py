@@ -1,0 +1,108 @@
+"""What a round makes of a world in which one client is out of order."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from round_worlds import SETTINGS, T0, a_client, a_delta, a_plan, a_round, decided, nn
+
+from tributary_api.records import RoundPlan
+from tributary_operator.jobs import Denied
+from tributary_operator.kinds import Kind
+from tributary_operator.reconciler import World
+from tributary_operator.rounds.observe import Memory, observe
+from tributary_operator.store import Records
+from tributary_store.errors import AccessDenied, ObjectMissing
+
+FEDROUND = a_round(clients={"minAvailable": 1})
+PLAN = a_plan(FEDROUND, [a_client("a"), a_client("b")])
+LAYOUT = SETTINGS.layout
+
+
+@dataclass
+class Objects:
+    """An object store of these objects; an exception is raised in place of its object."""
+
+    held: dict[str, bytes | Exception] = field(default_factory=dict)
+
+    def get(self, uri: str) -> bytes:
+        found = self.held.get(uri, ObjectMissing(uri))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+@dataclass
+class Watches:
+    """No Jobs at all."""
+
+    denied: dict[str, Denied] = field(default_factory=dict)
+
+    async def retain(self, *_: Any) -> dict[str, Denied]:
+        return self.denied
+
+    def jobs(self, *_: Any) -> list[Any]:
+        return []
+
+
+@dataclass
+class Cluster:
+    """FederatedClients as the API server keeps them."""
+
+    clients: list[Any] = field(default_factory=list)
+
+    async def find(self, *_: Any) -> tuple[list[Any], str]:
+        return self.clients, "1"
+
+
+def raw_client(name: str) -> Any:
+    return json.loads(a_client(name).model_dump_json(by_alias=True, exclude_none=True))
+
+
+def a_world(clients: list[Any], held: dict[str, bytes | Exception]) -> World:
+    def cached(_: Kind, namespace: str, name: str) -> Any:
+        return next((raw for raw in clients if raw["metadata"]["namespace"] == namespace), None)
+
+    return World(
+        settings=SETTINGS,
+        cluster=Cluster(clients),  # type: ignore[arg-type]
+        jobs=Watches(),  # type: ignore[arg-type]
+        records=Records(Objects(held), 1),  # type: ignore[arg-type]
+        accounting=None,  # type: ignore[arg-type]
+        clock=lambda: T0,
+        wake=lambda _: None,
+        cached=cached,
+    )
+
+
+async def observed(clients: list[Any], held: dict[str, bytes | Exception]) -> Any:
+    return await observe(a_world(clients, held), FEDROUND, "round", Memory())
+
+
+def a_planned_store(plan: RoundPlan = PLAN) -> dict[str, bytes | Exception]:
+    return {
+        LAYOUT.plan(plan.run_key): plan.canonical_json(),
+        LAYOUT.delta_manifest(nn("b"), plan.run_key): a_delta(plan, "b").canonical_json(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [
+        (b"no JSON", "DeltaUnreadable"),
+        (b"{}", "DeltaUnreadable"),
+        (AccessDenied("no"), "DeltaDenied"),
+        (a_delta(a_plan(FEDROUND, [a_client("b")]), "b").canonical_json(), "ReceiptMismatch"),
+    ],
+)
+async def test_a_delta_that_cannot_be_used_costs_the_round_its_client_alone(
+    manifest: bytes | Exception, reason: str
+) -> None:
+    store = {**a_planned_store(), LAYOUT.delta_manifest(nn("a"), PLAN.run_key): manifest}
+    seen = await observed([raw_client("a"), raw_client("b")], store)
+    assert {client: problem.reason for client, problem in seen.refused.items()} == {nn("a"): reason}
+    assert seen.deltas.keys() == {nn("b")}
+    assert decided(FEDROUND, seen).status.conditions, "the round goes on"
