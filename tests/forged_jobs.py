@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ def secret_env(name: str, secret: str, key: str | None = None) -> Object:
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key or name}}}
 
 
+def task(namespace: str, client: str) -> Object:
+    """As much of a task as admission looks at."""
+    grant = {"client": {"name": client, "namespace": namespace}}
+    return {"name": TASK_ENV, "value": json.dumps({"grant": grant}, separators=(",", ":"))}
+
+
 def train_job(namespace: str) -> Object:
     """A training Job as the operator makes them."""
     container = {
@@ -26,7 +33,7 @@ def train_job(namespace: str) -> Object:
         "image": WORKER_IMAGE,
         "args": ["train"],
         "env": [
-            {"name": TASK_ENV, "value": "{}"},
+            task(namespace, "notes"),
             {"name": "OMP_NUM_THREADS", "value": "1"},
             secret_env("AWS_ACCESS_KEY_ID", "tributary-store"),
             secret_env("AWS_SECRET_ACCESS_KEY", "tributary-store"),
@@ -111,8 +118,37 @@ def insecure(**fields: object) -> Change:
     return lambda job: container(job)["securityContext"].update(fields)
 
 
+def mounted(source: Object, path: str, **fields: object) -> Change:
+    """One more volume, at that path."""
+
+    def change(job: Object) -> None:
+        volume(source)(job)
+        container(job)["volumeMounts"].append({"name": "more", "mountPath": path, **fields})
+
+    return change
+
+
+def noise_key(**fields: object) -> Change:
+    """The mount of the noise key, with other fields."""
+    return lambda job: container(job)["volumeMounts"][2].update(fields)
+
+
 def labelled(client: str) -> Change:
     return lambda job: job["metadata"]["labels"].update({"tributary.dev/client": client})
+
+
+def tasked(text: str) -> Change:
+    return lambda job: container(job)["env"][0].update(value=text)
+
+
+def training_for(client: str) -> Change:
+    """The label and the task name another client."""
+
+    def change(job: Object) -> None:
+        labelled(client)(job)
+        container(job)["env"][0] = task(job["metadata"]["namespace"], client)
+
+    return change
 
 
 def projected(secret: str) -> Object:
@@ -138,6 +174,9 @@ ENTRY_POINT = "own entry point must run"
 VARIABLES = "environment variables are limited"
 VOLUMES = "volumes are limited"
 MOUNTS = "never over the image's code"
+MESSAGE = "the termination message is the file /dev/termination-log"
+REFERENCE = "$( is not allowed in a value"
+TASK = "the task must train for the FederatedClient that the label names"
 OTHER_PROGRAM = "only Secrets whose name starts with tributary-"
 NAMED_SECRET = "S3 keys must come from the credentialsSecret"
 NOISE_KEY = "the only Secret that may be mounted is the noise key"

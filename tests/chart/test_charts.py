@@ -16,7 +16,7 @@ from kube import CHARTS, Object, Refused, run
 
 from tributary_api.client import WORKER_SERVICE_ACCOUNT
 from tributary_api.crdgen import KINDS
-from tributary_api.tasks import TASK_ENV
+from tributary_api.tasks import DATA_MOUNT_PATH, NOISE_KEY_PATH, TASK_ENV
 from tributary_operator import kinds, names
 from tributary_operator.pods import S3_KEYS, THREADS_ENV
 from tributary_operator.settings import Settings
@@ -211,6 +211,13 @@ def test_admission_allows_the_variables_that_pods_get_and_no_other(
     text = json.dumps(find(operator_chart, "ValidatingAdmissionPolicy", policy))
     (allowed,) = set(re.findall(r"e\.name in \[(.*?)\]", text))
     assert set(re.findall(r"'(\w+)'", allowed)) == {TASK_ENV, THREADS_ENV, *S3_KEYS, *more}
+
+
+def test_admission_knows_where_the_builders_mount(operator_chart: list[Object]) -> None:
+    policy = find(operator_chart, "ValidatingAdmissionPolicy", "tributary-tenant-jobs")
+    (rule,) = [v["expression"] for v in policy["spec"]["validations"] if "mountPath" in v["expression"]]
+    paths = {"/tmp", "/dev/shm", str(Path(NOISE_KEY_PATH).parent), DATA_MOUNT_PATH}
+    assert set(re.findall(r"'(/.*?)'", rule)) == paths
 
 
 def test_the_noise_key_is_32_random_bytes_and_kept(helm: Path, client_chart: list[Object]) -> None:

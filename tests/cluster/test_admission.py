@@ -15,6 +15,7 @@ from forged_jobs import (
     ENTRY_POINT,
     EXEC,
     KEY_ITEM,
+    MESSAGE,
     MOUNTS,
     NAMED_SECRET,
     NO_HOOKS,
@@ -24,7 +25,9 @@ from forged_jobs import (
     ONE_CONTAINER,
     OTHER_PROGRAM,
     POD_CONTEXT,
+    REFERENCE,
     SECOND,
+    TASK,
     VARIABLES,
     VOLUMES,
     Change,
@@ -34,10 +37,14 @@ from forged_jobs import (
     in_pod,
     insecure,
     labelled,
+    mounted,
+    noise_key,
     pod,
     projected,
     secret_env,
+    tasked,
     train_job,
+    training_for,
     volume,
 )
 from installation import WORKER_IMAGE, client_values, rendered
@@ -46,12 +53,15 @@ from kubernetes.aio.client import ApiClient, Configuration
 from round_worlds import EVALUATION, NEW, SETTINGS, a_plan, a_round
 
 from tributary_api.client import FederatedClient
-from tributary_api.tasks import TASK_ENV
+from tributary_api.tasks import DATA_MOUNT_PATH, NOISE_KEY_PATH, TASK_ENV
 from tributary_operator.api import Api
 from tributary_operator.rounds import children
 from tributary_operator.rounds.situation import Run
 
 pytestmark = pytest.mark.cluster
+
+NOISE_KEY_FOLDER = str(Path(NOISE_KEY_PATH).parent)
+CLAIM: Object = {"persistentVolumeClaim": {"claimName": "texts"}}
 
 BYPASSES: dict[str, tuple[Change, str]] = {
     "other image": (in_container(image=f"localhost/evil{PINNED}"), "is not in spec.worker.allowedImages"),
@@ -109,6 +119,35 @@ BYPASSES: dict[str, tuple[Change, str]] = {
         lambda job: container(job)["volumeMounts"].append({"name": "tmp", "mountPath": "/usr/lib/python3"}),
         MOUNTS,
     ),
+    "data's claim as the noise key": (
+        lambda job: (volume(CLAIM)(job), noise_key(name="more", subPath="known")(job)),
+        MOUNTS,
+    ),
+    "data's whole claim as the noise key": (
+        lambda job: (volume(CLAIM)(job), noise_key(name="more")(job)),
+        MOUNTS,
+    ),
+    "data's claim around the noise key": (mounted(CLAIM, "/var/run/tributary"), MOUNTS),
+    "data's claim as scratch space": (mounted(CLAIM, "/var/run/tributary/tmp"), MOUNTS),
+    "part of the data's claim": (mounted(CLAIM, DATA_MOUNT_PATH, subPath="some"), MOUNTS),
+    "scratch space as the data": (mounted({"emptyDir": {}}, DATA_MOUNT_PATH), MOUNTS),
+    "scratch space as the noise key": (mounted({"emptyDir": {}}, NOISE_KEY_FOLDER + "/"), MOUNTS),
+    "noise key as the data": (noise_key(mountPath=DATA_MOUNT_PATH), MOUNTS),
+    "part of the noise key": (noise_key(subPath="key"), MOUNTS),
+    "part of the noise key by expression": (noise_key(subPathExpr="$(OMP_NUM_THREADS)"), MOUNTS),
+    "mount over code by dots": (noise_key(mountPath="/var/run/tributary/../../../usr/lib/python3"), MOUNTS),
+    "noise key under another name": (
+        lambda job: pod(job)["volumes"][2]["secret"].update(items=[{"key": "key", "path": "other"}]),
+        NOISE_KEY,
+    ),
+    "termination message over code": (in_container(terminationMessagePath="/usr/lib/x.py"), MESSAGE),
+    "log as the termination message": (
+        in_container(terminationMessagePolicy="FallbackToLogsOnError"),
+        MESSAGE,
+    ),
+    "secret in the task": (tasked("$(AWS_SECRET_ACCESS_KEY)"), REFERENCE),
+    "no task": (lambda job: container(job)["env"].pop(0), TASK),
+    "two tasks": (env({"name": TASK_ENV, "value": "{}"}), TASK),
     "python path": (env({"name": "PYTHONPATH", "value": "/tmp"}), VARIABLES),
     "preload": (env({"name": "LD_PRELOAD", "value": "/tmp/x.so"}), VARIABLES),
     "store override": (env({"name": "AWS_ENDPOINT_URL", "value": "http://evil"}), VARIABLES),
@@ -199,13 +238,64 @@ def test_all_clients_of_a_namespace_must_allow_the_image(
     objects = [o for o in rendered(helm, "tributary-client", tenant, values) if o["kind"] != "Secret"]
     installed.apply(*objects)
     job = train_job(tenant)
-    labelled("loose")(job)
+    training_for("loose")(job)
     in_container(image=f"localhost/loose{PINNED}")(job)
     try:
         with pytest.raises(Refused, match=r"is not in spec\.worker\.allowedImages of (notes|unwilling)"):
             operator.create(job, "--dry-run=server")
     finally:
         installed("delete", "fclient", "loose", "-n", tenant)
+
+
+ANOTHERS_TASKS = {
+    "plain": '{"grant":{"client":CLIENT}}',
+    "spaced": '{"grant":{"client": CLIENT},"x":{"client":OWN}}',
+    "spaced before the colon": '{"grant":{"client" :CLIENT},"x":{"client":OWN}}',
+    "said twice": '{"grant":{"client":CLIENT,"client":OWN}}',
+    "beside": '{"x":{"client":OWN},"grant":{"client":CLIENT}}',
+    "escaped": r'{"grant":{"\u0063lient":CLIENT},"x":{"client":OWN}}',
+    "in a text": r'{"grant":{"client":CLIENT},"x":"\"client\":OWN"}',
+    "other namespace": '{"grant":{"client":{"name":"gone","namespace":"elsewhere"}}}',
+}
+
+
+@pytest.fixture(scope="module")
+def gone(installed: Kubectl, helm: Path, tenant: str) -> str:
+    """A client that was removed, while its role was left behind."""
+    chart = rendered(helm, "tributary-client", tenant, client_values("gone", sharedObjects={"create": False}))
+    installed.apply(*(o for o in chart if o["kind"] in {"Role", "RoleBinding"}))
+    return "gone"
+
+
+@pytest.mark.parametrize("spelling", ANOTHERS_TASKS)
+def test_a_job_labelled_for_a_gone_client_cannot_train_for_another(
+    operator: Kubectl, tenant: str, gone: str, spelling: str
+) -> None:
+    """No client is there whose Secrets and claims the Job's could be compared with."""
+    other, own = (f'{{"name":"{name}","namespace":"{tenant}"}}' for name in ("notes", gone))
+    job = train_job(tenant)
+    training_for(gone)(job)
+    mounted(CLAIM, DATA_MOUNT_PATH)(job)
+    operator.create(job, "--dry-run=server")  # of no use: the worker finds no FederatedClient and stops
+    tasked(ANOTHERS_TASKS[spelling].replace("CLIENT", other).replace("OWN", own))(job)
+    assert operator.is_refused(job, TASK)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        {"secretName": "tributary-store"},
+        {"secretName": "tributary-store", "items": [{"key": "AWS_ACCESS_KEY_ID", "path": "key"}]},
+        {"secretName": "tributary-noise-key", "items": [KEY_ITEM], "optional": True},
+    ],
+)
+def test_no_other_entry_becomes_the_noise_key_of_a_gone_client(
+    operator: Kubectl, tenant: str, gone: str, secret: Object
+) -> None:
+    job = train_job(tenant)
+    training_for(gone)(job)
+    pod(job)["volumes"][2]["secret"] = secret
+    assert operator.is_refused(job, NOISE_KEY)
 
 
 def test_a_namespace_without_a_client_admits_nothing(

@@ -49,15 +49,31 @@ environment are lists of what is allowed, never of what is not.
       : !has(e.valueFrom))
   reason: Forbidden
   message: S3 keys come from the entry of their own name in a Secret, and no other variable comes from one
+{{- /* Kubernetes puts a variable's value for $(NAME): a Secret's entry would become part of the task. */}}
+- expression: "variables.env.all(e, !e.?value.orValue('').contains('$('))"
+  reason: Forbidden
+  message: "no variable may refer to another one: $( is not allowed in a value"
 - expression: >-
     variables.volumes.all(v, has(v.emptyDir) || has(v.secret) || has(v.persistentVolumeClaim))
   reason: Forbidden
   message: volumes are limited to emptyDir, secret and persistentVolumeClaim
+{{- /* Each kind of volume has its own place: a claim at the noise key's would be a key that the hub knows. */}}
 - expression: >-
-    variables.mounts.all(m, m.mountPath in ['/tmp', '/dev/shm'] || m.mountPath.startsWith('/var/run/tributary/'))
+    variables.mounts.all(m, !has(m.subPath) && !has(m.subPathExpr)
+      && variables.volumes.exists(v, v.name == m.name && m.mountPath in (
+        has(v.emptyDir) ? ['/tmp', '/dev/shm']
+        : has(v.secret) ? ['/var/run/tributary/noise-key']
+        : has(v.persistentVolumeClaim) ? ['/var/run/tributary/data'] : [])))
     && (!has(variables.container.volumeDevices) || size(variables.container.volumeDevices) == 0)
   reason: Forbidden
-  message: volumes may be mounted at /tmp, /dev/shm and below /var/run/tributary only, never over the image's code
+  message: >-
+    volumes are mounted whole and each in its place: emptyDir at /tmp or /dev/shm, the noise key at
+    /var/run/tributary/noise-key, the data's claim at /var/run/tributary/data; never over the image's code
+- expression: >-
+    variables.container.?terminationMessagePath.orValue('/dev/termination-log') == '/dev/termination-log'
+    && variables.container.?terminationMessagePolicy.orValue('File') == 'File'
+  reason: Forbidden
+  message: the termination message is the file /dev/termination-log, and never the log
 - expression: >-
     (!has(variables.pod.hostNetwork) || !variables.pod.hostNetwork)
     && (!has(variables.pod.hostPID) || !variables.pod.hostPID)
