@@ -7,14 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from round_worlds import SETTINGS, T0, a_client, a_delta, a_plan, a_round, decided, nn
+from round_worlds import BASE, SETTINGS, T0, a_client, a_delta, a_plan, a_round, decided, nn
 
-from tributary_api.records import RoundPlan
+from tributary_accounting.ledger import Chain
+from tributary_api.records import BundleManifest, RoundPlan
+from tributary_operator.accounting import Account
+from tributary_operator.clients.reconciler import ClientReconciler
 from tributary_operator.jobs import Denied
 from tributary_operator.kinds import Kind
 from tributary_operator.reconciler import World
+from tributary_operator.rounds.eligibility import name_of
 from tributary_operator.rounds.observe import Memory, observe
 from tributary_operator.store import Records
+from tributary_store.bundle import BUNDLE_FILE, bundle_digest, file_uri
 from tributary_store.errors import AccessDenied, ObjectMissing
 
 FEDROUND = a_round(clients={"minAvailable": 1})
@@ -57,6 +62,25 @@ class Cluster:
     async def find(self, *_: Any) -> tuple[list[Any], str]:
         return self.clients, "1"
 
+    async def namespace_labels(self, _: str) -> dict[str, str]:
+        return {}
+
+    async def patch_status(self, raw: Any, _: Kind, status: Any) -> Any:
+        return {**raw, "status": status}
+
+    async def emit(self, *_: Any) -> None:
+        """Events are no matter here."""
+
+
+class Accounting:
+    """Empty ledgers, and noise that is already solved for."""
+
+    async def account(self, _: Any) -> Account:
+        return Account(Chain(), 0.0, 0.0)
+
+    def sigma_if_solved(self, *_: Any) -> float:
+        return 0.8
+
 
 def raw_client(name: str) -> Any:
     return json.loads(a_client(name).model_dump_json(by_alias=True, exclude_none=True))
@@ -71,7 +95,7 @@ def a_world(clients: list[Any], held: dict[str, bytes | Exception]) -> World:
         cluster=Cluster(clients),  # type: ignore[arg-type]
         jobs=Watches(),  # type: ignore[arg-type]
         records=Records(Objects(held), 1),  # type: ignore[arg-type]
-        accounting=None,  # type: ignore[arg-type]
+        accounting=Accounting(),  # type: ignore[arg-type]
         clock=lambda: T0,
         wake=lambda _: None,
         cached=cached,
@@ -106,3 +130,35 @@ async def test_a_delta_that_cannot_be_used_costs_the_round_its_client_alone(
     assert {client: problem.reason for client, problem in seen.refused.items()} == {nn("a"): reason}
     assert seen.deltas.keys() == {nn("b")}
     assert decided(FEDROUND, seen).status.conditions, "the round goes on"
+
+
+def broken(name: str) -> Any:
+    """As an older version of the API let it in."""
+    raw = raw_client(name)
+    return {**raw, "spec": {**raw["spec"], "privacy": {}}}
+
+
+async def test_a_client_that_is_not_valid_is_skipped_when_a_round_is_planned() -> None:
+    digest = bundle_digest([])
+    fedround = a_round(baseModel={"uri": BASE.uri, "digest": digest})
+    bundle = BundleManifest(digest=digest, files=[])
+    world = a_world([broken("a"), raw_client("b")], {file_uri(BASE, BUNDLE_FILE): bundle.canonical_json()})
+    seen = await observe(world, fedround, "round", Memory())
+    assert seen.selection is not None
+    assert [name_of(candidate.client) for candidate in seen.selection.candidates] == [nn("b")]
+
+
+async def test_a_member_that_is_not_valid_any_more_costs_the_round_that_member_alone() -> None:
+    seen = await observed([broken("a"), raw_client("b")], a_planned_store())
+    assert {client: problem.reason for client, problem in seen.refused.items()} == {nn("a"): "ClientInvalid"}
+    assert seen.clients.keys() == {nn("b")}
+
+
+async def test_a_neighbour_that_is_not_valid_does_not_hide_what_is_said_about_a_client() -> None:
+    clients = [broken("a"), raw_client("a")]
+    clients[0]["metadata"]["name"] = "neighbour"
+    reconciler = ClientReconciler(a_world(clients, {}), lambda: clients)
+    written = await reconciler.run_pass(clients[1])
+    assert [c["reason"] for c in written.raw["status"]["conditions"] if c["type"] == "Ready"] == [
+        "Consenting"
+    ]

@@ -8,6 +8,7 @@ from tributary_accounting.ledger import LedgerBroken
 from tributary_api.client import FederatedClient
 from tributary_operator.api import JsonObject
 from tributary_operator.clients.decide import ObservedClient, decide
+from tributary_operator.clients.reading import readable
 from tributary_operator.kinds import CLIENT
 from tributary_operator.reconciler import Pass, World, carry_out
 from tributary_operator.rounds.eligibility import name_of, overlapping
@@ -45,5 +46,4 @@ class ClientReconciler:
         """All clients of the namespace that have been seen, this one as it is now."""
         namespace = client.metadata.namespace
         near = [raw for raw in self._everyone() if raw["metadata"]["namespace"] == namespace]
-        others = [FederatedClient.model_validate(raw) for raw in near]
-        return [client, *(other for other in others if name_of(other) != name_of(client))]
+        return [client, *(other for other in readable(near) if name_of(other) != name_of(client))]

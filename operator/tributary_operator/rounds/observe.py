@@ -21,6 +21,7 @@ from tributary_api.records import (
 )
 from tributary_api.round import ClientFailure, FederatedRound
 from tributary_operator import names
+from tributary_operator.clients.reading import parsed
 from tributary_operator.conditions import is_true
 from tributary_operator.jobs import Denied, ObservedJob
 from tributary_operator.kinds import CLIENT
@@ -91,11 +92,12 @@ async def _planned(
     layout = world.settings.layout
     aggregation, evaluation = (_of_stage(jobs, stage) for stage in (names.AGGREGATE, names.EVALUATE))
     manifest_uri, report_uri = layout.aggregate_manifest(plan.run_key), layout.evaluation(plan.run_key)
+    clients, invalid = await _clients(world, plan)
     return ObservedRound(
         plan=plan,
-        clients=await _clients(world, plan),
+        clients=clients,
         reserved=frozenset(memory.reserved),
-        refused=dict(memory.refused),
+        refused={**invalid, **memory.refused},
         denied=denied,
         training=await _training(world, plan, jobs, denied, memory),
         deltas=dict(memory.deltas),
@@ -158,15 +160,21 @@ def _children_lifetime(fedround: FederatedRound) -> timedelta:
     return timedelta(seconds=spec.active_deadline_seconds + spec.ttl_seconds_after_finished)
 
 
-async def _clients(world: World, plan: RoundPlan) -> dict[NamespacedName, FederatedClient]:
-    """The cohort's objects as they are now; their watch keeps them at hand."""
+async def _clients(
+    world: World, plan: RoundPlan
+) -> tuple[dict[NamespacedName, FederatedClient], dict[NamespacedName, ClientFailure]]:
+    """The cohort's objects as they are now, and those that are not valid; their watch keeps them at hand."""
     found: dict[NamespacedName, FederatedClient] = {}
+    invalid: dict[NamespacedName, ClientFailure] = {}
     for planned in plan.cohort:
         namespace, name = planned.client.namespace, planned.client.name
         raw = world.cached(CLIENT, namespace, name) or await world.cluster.get(CLIENT, namespace, name)
-        if raw is not None:
-            found[planned.client] = FederatedClient.model_validate(raw)
-    return found
+        client = parsed(raw) if raw is not None else None
+        if isinstance(client, FederatedClient):
+            found[planned.client] = client
+        elif client is not None:
+            invalid[planned.client] = failure(planned.client, "ClientInvalid", str(client))
+    return found, invalid
 
 
 def _of_stage(jobs: Iterable[ObservedJob], stage: str) -> Attempts:

@@ -12,6 +12,7 @@ from tributary_api.meta import NamespacedName
 from tributary_api.round import ClientFailure, FederatedRound
 from tributary_operator import names
 from tributary_operator.api import Forbidden
+from tributary_operator.clients.reading import readable
 from tributary_operator.kinds import CLIENT
 from tributary_operator.reconciler import World
 from tributary_operator.rounds.eligibility import failure, name_of, overlapping
@@ -43,7 +44,7 @@ async def select(world: World, fedround: FederatedRound, owner: str, *, ask_ledg
 async def _candidates(world: World, fedround: FederatedRound, owner: str) -> tuple[Candidate, ...]:
     """Listed afresh: a watch that has only just begun would freeze a cohort that is too small."""
     items, _ = await world.cluster.find(CLIENT, None, {})
-    everyone = [FederatedClient.model_validate(item) for item in items]
+    everyone = readable(items)
     selected = await _selected(world, fedround, everyone)
     hub = fedround.metadata.namespace
     denied = await world.jobs.retain(owner, {hub, *(c.metadata.namespace for c in selected)})
