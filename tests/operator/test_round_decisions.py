@@ -257,6 +257,15 @@ EXCLUDED = [
         "RoundEpsilonTooLarge",
         {"privacy": {**a_client().spec.privacy.to_json_object(), "maxRoundEpsilon": "0.5"}},
     ),
+    (
+        "DeltaTooLarge",
+        {
+            "privacy": {
+                **a_client().spec.privacy.to_json_object(),
+                "budget": {"epsilon": "8", "delta": "1e-7"},
+            }
+        },
+    ),
     ("ImageNotAllowed", {"worker": {"allowedImages": ["other@sha256:" + "0" * 64]}}),
     ("BatchTooLarge", {"data": {"numExamples": 63}}),
 ]

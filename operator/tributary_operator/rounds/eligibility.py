@@ -28,6 +28,7 @@ def objection(
         return withdrawn
     rules = (
         _asks_too_much(client, fedround),
+        _states_too_large_a_delta(client, fedround),
         _image_is_refused(client, worker_image),
         _batch_is_too_large(client, fedround),
         (
@@ -64,6 +65,16 @@ def _asks_too_much(client: FederatedClient, fedround: FederatedRound) -> tuple[s
     return (
         "RoundEpsilonTooLarge",
         f"the round asks for epsilon {wanted}, spec.privacy.maxRoundEpsilon is {allowed}",
+    )
+
+
+def _states_too_large_a_delta(client: FederatedClient, fedround: FederatedRound) -> tuple[str, str] | None:
+    wanted, allowed = fedround.spec.privacy.delta, client.spec.privacy.budget.delta
+    if float(wanted) <= float(allowed):
+        return None
+    return (
+        "DeltaTooLarge",
+        f"the round states its epsilon at delta {wanted}, spec.privacy.budget.delta is {allowed}",
     )
 
 
