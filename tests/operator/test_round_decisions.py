@@ -281,6 +281,16 @@ def test_who_is_not_eligible_is_excluded_with_a_reason(reason: str, spec: dict[s
     assert [p.client for p in record.body.cohort] == [nn("b")]
 
 
+@pytest.mark.parametrize(
+    ("task", "expected"), [("SequenceClassification", ["LabelFieldMissing"]), ("CausalLM", [])]
+)
+def test_a_classifier_is_not_trained_on_records_without_labels(task: str, expected: list[str]) -> None:
+    labelled = a_client("b", data={"labelField": "label"})
+    seen = ObservedRound(selection=a_selection(a_client("a"), labelled))
+    decision = decided(a_round(task=task), seen)
+    assert [f.reason for f in decision.status.failed_clients] == expected
+
+
 B = Candidate(a_client("b"))
 
 

@@ -8,6 +8,7 @@ from tributary_accounting.mechanism import rounded_num_examples
 from tributary_api.client import FederatedClient
 from tributary_api.meta import NamespacedName
 from tributary_api.round import ClientFailure, FederatedRound
+from tributary_api.shared import TaskKind
 from tributary_operator.rounds.observed import Candidate
 
 
@@ -31,6 +32,7 @@ def objection(
         _states_too_large_a_delta(client, fedround),
         _image_is_refused(client, worker_image),
         _batch_is_too_large(client, fedround),
+        _labels_are_missing(client, fedround),
         (
             "OverlappingData",
             f"its data overlap with those of {candidate.data_overlaps}, which is older: delete one",
@@ -91,6 +93,15 @@ def _batch_is_too_large(client: FederatedClient, fedround: FederatedRound) -> tu
     return (
         "BatchTooLarge",
         f"expectedBatchSize {batch} is larger than the {n} declared examples (rounded down)",
+    )
+
+
+def _labels_are_missing(client: FederatedClient, fedround: FederatedRound) -> tuple[str, str] | None:
+    if fedround.spec.task is not TaskKind.SEQUENCE_CLASSIFICATION or client.spec.data.label_field:
+        return None
+    return (
+        "LabelFieldMissing",
+        f"the task {fedround.spec.task} needs labels: name them in spec.data.labelField",
     )
 
 
