@@ -63,14 +63,18 @@ class LoraMethod(ApiModel):
 
 
 class FullMethod(ApiModel):
-    """All weights are trained."""
+    """All weights are trained. Refused for now: it cannot train privately yet."""
 
 
 class Method(ApiModel):
-    """Which weights are trained: lora or full."""
+    """Which weights are trained: lora, for now."""
 
+    # `full` is known and refused here, so that nobody spends budget on what the worker would refuse.
     model_config = ConfigDict(
-        json_schema_extra=validations(("has(self.lora) != has(self.full)", "choose one of lora and full"))
+        json_schema_extra=validations(
+            ("has(self.lora) != has(self.full)", "choose one of lora and full"),
+            ("!has(self.full)", "full cannot train privately yet: choose lora"),
+        )
     )
     lora: LoraMethod | None = None
     full: FullMethod | None = None
@@ -79,8 +83,8 @@ class Method(ApiModel):
 class DeepSpeedSettings(ApiModel):
     """Settings of DeepSpeed that a round may choose."""
 
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
-    """ZeRO stage of DeepSpeed."""
+    zero_stage: Annotated[int, Field(ge=0, le=2)] = 2
+    """ZeRO stage of DeepSpeed. Stage 3 cannot train privately yet."""
 
 
 class Training(ApiModel):

@@ -132,6 +132,8 @@ REFUSALS = [
     ("round", "spec.baseModel.roundRef", {"name": "r0"}, "give either uri and digest, or roundRef"),
     ("round", "spec.method.full", {}, "choose one of lora and full"),
     ("round", "spec.method", {}, "choose one of lora and full"),
+    ("round", "spec.method", {"full": {}}, "full cannot train privately yet: choose lora"),
+    ("round", "spec.training.deepspeed", {"zeroStage": 3}, "less than or equal to 2"),
     ("round", "spec.clients.minAvailable", "120%", "should match"),
     ("round", "spec.training.learningRate", "0", "learningRate must be above 0"),
     ("round", "spec.training", REMOVED, "spec.training: Required value"),

@@ -177,7 +177,6 @@ def test_a_missing_base_model_is_named(tmp_path):
     [
         ({"method": {"full": {}}}, "method.lora"),
         ({"method": {"lora": {"targetModules": ["nowhere"]}}}, "targetModules"),
-        ({"training": {"deepspeed": {"zeroStage": 3}}}, "zeroStage"),
         ({"training": {"maxSequenceLength": 4096}}, "maxSequenceLength"),
         ({"task": "SequenceClassification"}, r"lacks score\.weight"),
     ],
