@@ -196,6 +196,8 @@ class ModelReleaseStatus(ApiModel):
     """The revision on its way to service."""
     transition: Transition | None = None
     """The last switch."""
+    spec_hash: Annotated[str, Field(max_length=64)] = ""
+    """Of the spec but for replicas, Service and port. When it changes, a rejected candidate gets another chance."""
     rejected_revisions: Annotated[list[RejectedRevision], Field(max_length=10)] = []
     """Candidates that did not pass, the latest first."""
     history: Annotated[list[Revision], Field(max_length=10)] = []

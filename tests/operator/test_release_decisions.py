@@ -179,6 +179,20 @@ def test_a_changed_gate_gives_a_rejected_model_another_chance() -> None:
     assert not is_stalled(world)
 
 
+@pytest.mark.parametrize("change", [{"replicas": 3}, {"serviceName": "helper"}, {"port": 8000}])
+def test_scaling_or_renaming_gives_a_rejected_model_no_other_chance(change: Any) -> None:
+    world = serving()
+    world.ask_for(model="m2")
+    world.run_pass()
+    world.succeed()
+    world.run_pass()
+    world.end_job(world.jobs[-1], succeeds=True, verdict="FAIL")
+    world.run_pass()
+    (rejected,) = world.release.status.rejected_revisions
+    world.ask_for(model="m2", serving=change)
+    assert world.situation().rejection == rejected
+
+
 def test_going_back_to_the_old_model_after_a_rejection_is_settled_at_once() -> None:
     world = serving()
     world.ask_for(model="m2")

@@ -33,6 +33,17 @@ def revision(release: ModelRelease, parent: ModelRef, settings: Settings) -> str
     )
 
 
+def spec_hash(release: ModelRelease) -> str:
+    """Of all that a verdict may depend on: scaling or renaming does not change it.
+
+    Fields left at their default do not count, so that a later version may add fields.
+    """
+    spec = release.spec.model_dump(
+        mode="json", by_alias=True, exclude_none=True, exclude_defaults=True, exclude={"serving": NOT_IN_POD}
+    )
+    return _hash(KEY_LENGTH, spec=spec)
+
+
 def compression_key(release: ModelRelease, parent: ModelRef, settings: Settings) -> str:
     """Of the CompressionManifest: equal inputs are compressed once, whichever release asks."""
     spec = release.spec

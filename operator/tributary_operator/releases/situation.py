@@ -105,7 +105,7 @@ class Situation:
     def rejections(self) -> list[RejectedRevision]:
         """Verdicts of this release, the latest first. A changed spec gives its target another chance."""
         rejected = self.release.status.rejected_revisions
-        if self.release.status.observed_generation == self.release.metadata.generation:
+        if self.release.status.spec_hash == identity.spec_hash(self.release):
             return rejected
         return [r for r in rejected if self.target not in {"", r.revision}]
 

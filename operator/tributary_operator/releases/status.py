@@ -11,6 +11,7 @@ from tributary_api.release import ModelReleaseStatus, RejectedRevision, Revision
 from tributary_operator import conditions, names
 from tributary_operator.cluster import selector
 from tributary_operator.decision import Event, Waiting
+from tributary_operator.releases import identity
 from tributary_operator.releases.measures import measured
 from tributary_operator.releases.situation import Situation
 from tributary_operator.releases.steps import Intend
@@ -43,6 +44,7 @@ def status(s: Situation, at: Position) -> ModelReleaseStatus:
         stable=_stable(s),
         candidate=_candidate(s),
         transition=_transition(s, at),
+        spec_hash=identity.spec_hash(s.release),
         rejected_revisions=_rejected(s, at),
         history=_history(s),
     )
