@@ -14,6 +14,10 @@ Schema = dict[str, Any]
 
 NAME: Schema = {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}
 FLAG: Schema = {"type": "boolean"}
+SECOND_CLIENT = (
+    "A second client of a namespace needs sharedObjects.create=false, and noiseKey.create=false or another "
+    "client.spec.privacy.noiseKeySecret."
+)
 LABELS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 
 
@@ -45,10 +49,10 @@ def _values() -> Schema:
         "namespace": _object(name={"type": "string"}, create=FLAG, labels=LABELS),
         "operator": _object(namespace=NAME, serviceAccountName=NAME),
         "client": {**client, "required": ["name", "spec"]},
-        "sharedObjects": _object(create=FLAG),
+        "sharedObjects": {**_object(create=FLAG), "description": SECOND_CLIENT},
         "credentials": _keys(),
         "dataCredentials": _keys(),
-        "noiseKey": _object(create=FLAG),
+        "noiseKey": {**_object(create=FLAG), "description": SECOND_CLIENT},
         "networkPolicy": _object(enabled=FLAG, egressPorts=ports, egressCidrs=cidrs),
         "global": {"type": "object"},
     }

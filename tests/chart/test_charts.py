@@ -228,14 +228,27 @@ def test_the_noise_key_is_32_random_bytes_and_kept(helm: Path, client_chart: lis
     assert secret["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
 
+@pytest.mark.parametrize("has_own_key", [True, False])
 def test_a_second_client_of_a_namespace_brings_only_its_own_objects(
-    helm: Path, client_chart: list[Object]
+    helm: Path, client_chart: list[Object], has_own_key: bool
 ) -> None:
+    """With the values that the chart's comments name: one object belongs to one Helm release."""
     values = client_values(
-        "letters", sharedObjects={"create": False}, noiseKey={"create": False}, credentials={}
+        "letters", sharedObjects={"create": False}, noiseKey={"create": has_own_key}, credentials={}
     )
+    if has_own_key:
+        values["client"]["spec"]["privacy"]["noiseKeySecret"] = "tributary-letters-key"
     second = rendered(helm, "tributary-client", TENANT, values)
     assert not {identity(o) for o in second} & {identity(o) for o in client_chart}
+
+
+@pytest.mark.parametrize("value", ["sharedObjects", "noiseKey"])
+def test_both_values_say_what_a_second_client_needs(value: str) -> None:
+    schema = json.loads((CHARTS / "tributary-client" / "values.schema.json").read_text())
+    description = schema["properties"][value]["description"]
+    assert {"sharedObjects.create=false", "noiseKey.create=false"} <= set(
+        re.findall(r"[\w.]+=\w+", description)
+    )
 
 
 def identity(manifest: Object) -> tuple[str, str]:
