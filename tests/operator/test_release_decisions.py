@@ -426,6 +426,21 @@ def test_a_candidate_nobody_asks_for_any_more_goes() -> None:
     assert world.release.status.candidate is None
 
 
+def test_an_intended_switch_that_nobody_asks_for_any_more_is_forgotten() -> None:
+    world = serving()
+    stable = world.service.revision
+    world.ask_for(model="m2")
+    while world.release.status.transition.to_revision == stable:
+        world.run_pass()
+        world.succeed()
+    assert world.release.status.transition.switched_at is None
+    world.ask_for(model="m1", serving={"replicas": 5})
+    world.settle()
+    assert world.release.status.transition is None
+    assert world.service.revision == stable
+    assert {name: d.replicas for name, d in world.deployments.items()} == {stable: 5}
+
+
 def test_events_tell_each_step_once() -> None:
     world = World(a_release())
     told = []

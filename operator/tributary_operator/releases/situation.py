@@ -120,6 +120,10 @@ class Situation:
         served = {r.revision for r in self.release.status.history}
         return revision != self.stable and revision in served and revision in self.seen.revisions
 
+    def is_wanted(self, goal: str) -> bool:
+        """A switch to it is to be finished."""
+        return self.is_kept(goal) or (goal == self.target and self.rejection is None)
+
     @property
     def watched_until(self) -> datetime | None:
         """End of the analysis after the last switch; None without a switch."""

@@ -71,7 +71,12 @@ def _candidate(s: Situation) -> Revision | None:
 def _transition(s: Situation, at: Position) -> Transition | None:
     if isinstance(at.waiting, Intend):
         return Transition(from_revision=s.stable, to_revision=at.waiting.to_revision, intended_at=s.now)
-    return s.transition
+    last = s.transition
+    # While the model is unknown, so is what is wanted.
+    is_given_up = (
+        last is not None and last.switched_at is None and s.target and not s.is_wanted(last.to_revision)
+    )
+    return None if is_given_up else last
 
 
 def _rejected(s: Situation, at: Position) -> list[RejectedRevision]:

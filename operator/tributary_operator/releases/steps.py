@@ -34,8 +34,7 @@ def finish_switch(s: Situation) -> Outcome:
     if intended is None or intended.switched_at is not None:
         return Done()
     goal = intended.to_revision
-    is_wanted = s.is_kept(goal) or (goal == s.target and s.rejection is None)
-    if not is_wanted or not s.is_available(goal):
+    if not s.is_wanted(goal) or not s.is_available(goal):
         return Done()
     service = s.seen.service
     if service is None:
