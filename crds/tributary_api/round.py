@@ -182,7 +182,7 @@ class FederatedRoundSpec(ApiModel):
     run: Annotated[int, Field(ge=1)] = 1
     """Change it in a re-created round to run the same spec again on purpose; it spends privacy budget again."""
     suspend: bool = False
-    """Stops the round where it is; running workers are stopped, nothing is charged twice."""
+    """Stops the round where it is; running workers are stopped, nothing is charged twice. Suspended time counts toward activeDeadlineSeconds."""
     base_model: ModelSource
     """The model that the round starts from."""
     task: TaskKind = TaskKind.CAUSAL_LM

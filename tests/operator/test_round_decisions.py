@@ -327,6 +327,21 @@ def test_a_refusal_that_lasts_costs_the_round_the_client() -> None:
     assert decision.delete == (), "what may not be read may not be deleted"
 
 
+@pytest.mark.parametrize(
+    ("seen", "passed", "at"),
+    [
+        (ObservedRound(selection=a_selection(a_client("a"))), None, "Planned"),
+        (AB, "BudgetReserved", "Trained"),
+        (DELIVERED, "Trained", "Aggregated"),
+    ],
+)
+def test_a_suspended_round_says_how_far_it_is(seen: ObservedRound, passed: str | None, at: str) -> None:
+    decision = decided(a_round(suspend=True), seen)
+    flags = {c.type: (c.status, c.reason) for c in decision.status.conditions}
+    assert passed is None or flags[passed][0] == "True"
+    assert flags[at] == ("False", "Suspended")
+
+
 def test_a_failed_round_records_its_outcome_before_it_says_so() -> None:
     decision = decided(a_round(), AB, LATER)
     (record,) = decision.record

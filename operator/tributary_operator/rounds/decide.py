@@ -117,9 +117,9 @@ def decide(s: Situation) -> Decision[FederatedRoundStatus]:
     if s.seen.outcome is not None:
         return _finished(s, s.seen.outcome)
     if s.fedround.spec.suspend:
-        return _decision(
-            s, Position("Planned", Waiting("Suspended", "spec.suspend is true", delete=stop_all(s.seen)))
-        )
+        waiting = Waiting("Suspended", "spec.suspend is true", delete=stop_all(s.seen))
+        step = _position(s).step if s.seen.plan is not None else "Planned"
+        return _decision(s, Position(step, waiting))
     return _decision(s, _position(s))
 
 
