@@ -102,7 +102,7 @@ def nn(name: str) -> NamespacedName:
 
 
 def a_plan(fedround: FederatedRound, clients: Iterable[FederatedClient]) -> RoundPlan:
-    cohort = [(client, grant(fedround, client, BASE, 0.8)) for client in clients]
+    cohort = [(client, grant(fedround, client, BASE, 0.8, SETTINGS.layout)) for client in clients]
     return plan(fedround, cohort, [], base_model=BASE, worker_image=IMAGE, now=T0)
 
 

@@ -15,8 +15,9 @@ from tributary_accounting.ledger import Ledger
 from tributary_accounting.mechanism import dp_sgd
 from tributary_api.client import FederatedClient
 from tributary_api.meta import NamespacedName
-from tributary_api.records import Grant
-from tributary_api.shared import ModelRef
+from tributary_api.records import Grant, computation_digest
+from tributary_api.round import Method, Training
+from tributary_api.shared import ModelRef, TaskKind
 from tributary_api.tasks import TrainTask
 from tributary_store import bundle
 from tributary_store.keys import Layout
@@ -58,20 +59,7 @@ def client_object(**spec: Any) -> FederatedClient:
 
 def train_task(model: ModelRef, client: FederatedClient, **changes: Any) -> TrainTask:
     layout = Layout("exchange")
-    mechanism = dp_sgd(DECLARED, BATCH, STEPS, NOISE_MULTIPLIER, max_grad_norm=0.5)
-    grant = Grant(
-        run_key=RUN_KEY,
-        hub_namespace="hub",
-        round_name="round-1",
-        client=CLIENT,
-        data_name="notes",
-        base_model_digest=model.digest,
-        mechanism=mechanism,
-        epsilon="4",
-        delta="1e-3",
-    )
     task = {
-        "grant": grant.to_json_object(),
         "baseModel": model.to_json_object(),
         "task": "CausalLM",
         "method": {"lora": {"rank": 4, "alpha": 8}},
@@ -90,7 +78,25 @@ def train_task(model: ModelRef, client: FederatedClient, **changes: Any) -> Trai
     }
     for name, change in changes.items():
         task[name] = task[name] | change if name in ("training", "data") else change
-    return TrainTask.model_validate(task)
+    return TrainTask.model_validate({"grant": grant_of(task).to_json_object(), **task})
+
+
+def grant_of(task: dict[str, Any]) -> Grant:
+    """What the hub grants for this task."""
+    method, training = Method.model_validate(task["method"]), Training.model_validate(task["training"])
+    return Grant(
+        run_key=RUN_KEY,
+        hub_namespace="hub",
+        round_name="round-1",
+        client=CLIENT,
+        data_name="notes",
+        base_model_digest=task["baseModel"]["digest"],
+        mechanism=dp_sgd(DECLARED, BATCH, STEPS, NOISE_MULTIPLIER, max_grad_norm=0.5),
+        epsilon="4",
+        delta="1e-3",
+        delta_uri=task["deltaUri"],
+        computation=computation_digest(method, training, TaskKind(task["task"])),
+    )
 
 
 @dataclass

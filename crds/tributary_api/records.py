@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tributary_api.base import ApiModel, Decimal, Digest, sha256_of
+from tributary_api.base import ApiModel, Decimal, Digest, S3Uri, canonical_json, sha256_of
 from tributary_api.meta import NamespacedName
-from tributary_api.round import ClientFailure
+from tributary_api.round import ClientFailure, Method, Training
 from tributary_api.shared import Metric, ModelRef, TaskKind
 
 CHUNK_BYTES = 16 * 1024 * 1024
@@ -38,6 +38,18 @@ class MechanismSpec(ApiModel):
         return self.expected_batch_size / self.num_examples
 
 
+def computation_digest(method: Method, training: Training, task: TaskKind) -> str:
+    """Digest of the settings that the gradients depend on.
+
+    Fields left at their default do not count, so that a later version may add fields.
+    """
+    parts = [
+        part.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+        for part in (method, training)
+    ]
+    return sha256_of(canonical_json([*parts, task]))
+
+
 class Grant(ApiModel):
     """What one client may compute in one round. A worker refuses to run with anything else."""
 
@@ -51,6 +63,10 @@ class Grant(ApiModel):
     epsilon: Decimal
     """ε that the round asks for; the mechanism costs no more than this."""
     delta: Decimal
+    delta_uri: S3Uri
+    """Where the one delta that this pays for is written: the create-only key excludes a second one."""
+    computation: Digest
+    """`computation_digest` of the round's settings: other ones make another delta, which costs again."""
 
     @property
     def digest(self) -> str:

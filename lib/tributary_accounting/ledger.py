@@ -138,7 +138,8 @@ def _verified(
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """The ledger of one data set in one store. Every method is safe to repeat: an entry counts once."""
+    """The ledger of one data set in one store. Every method is safe to repeat: an entry counts once.
+    A settled run cannot be launched again."""
 
     store: LedgerStore
     uri: str
@@ -171,7 +172,7 @@ class Ledger:
         """The worker starts: from now on the cost counts as spent, whatever happens to the worker.
 
         Raises:
-            LedgerRefused: there is no reservation with this very grant, or it was released.
+            LedgerRefused: there is no reservation with this very grant, or it was released or settled.
         """
         return self._append(LedgerKind.LAUNCH, grant, _nothing, known)
 
@@ -243,6 +244,10 @@ def _is_due(kind: LedgerKind, chain: Chain, grant: Grant) -> bool:
     if state is LedgerKind.RELEASE:
         raise LedgerRefused(
             f"run {grant.run_key} was released: it may not start any more, create another round"
+        )
+    if (kind, state) == (LedgerKind.LAUNCH, LedgerKind.SETTLE):
+        raise LedgerRefused(
+            f"run {grant.run_key} was settled: its delta is delivered and what it paid for is used up"
         )
     reached = ORDER.index(state) if state else -1
     step = ORDER.index(kind)

@@ -52,7 +52,7 @@ def a_ledger(store=None):
     return Ledger(store or Objects(), URI, DATA_SET, lambda: datetime(2026, 1, 1, tzinfo=UTC))
 
 
-def a_grant(run_key="run-1", mechanism=MECHANISM):
+def a_grant(run_key="run-1", mechanism=MECHANISM, computation="sha256:" + "1" * 64):
     return Grant(
         run_key=run_key,
         hub_namespace="hub",
@@ -63,6 +63,8 @@ def a_grant(run_key="run-1", mechanism=MECHANISM):
         mechanism=mechanism,
         epsilon="3",
         delta="1e-5",
+        delta_uri=f"s3://exchange/{run_key}/delta.safetensors",
+        computation=computation,
     )
 
 
@@ -106,6 +108,18 @@ def test_launch_needs_the_very_grant_that_was_reserved():
     ledger.reserve(a_grant(), PLENTY)
     with pytest.raises(LedgerRefused, match="another grant"):
         ledger.launch(a_grant(mechanism=dp_sgd(10_000, 256, 40, 0.1, 0.5)))
+    with pytest.raises(LedgerRefused, match="another grant"):
+        ledger.launch(a_grant(computation="sha256:" + "2" * 64))
+
+
+def test_a_settled_run_is_never_launched_again():
+    ledger = a_ledger()
+    ledger.reserve(a_grant(), PLENTY)
+    ledger.launch(a_grant())
+    settled = ledger.settle(a_grant())
+    with pytest.raises(LedgerRefused, match="used up"):
+        ledger.launch(a_grant())
+    assert ledger.read() == settled
 
 
 def test_a_chain_that_became_shorter_is_refused():

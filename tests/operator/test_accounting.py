@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from memory_store import MemoryStore
-from round_worlds import BASE, T0, a_client, a_round
+from round_worlds import BASE, SETTINGS, T0, a_client, a_round
 
 from tributary_accounting import accountant
 from tributary_accounting.ledger import Ledger, LedgerBroken
@@ -61,7 +61,7 @@ async def test_a_killed_accountant_is_replaced(accounting: Accounting) -> None:
     (child,) = accounting.process_ids
     os.kill(child, signal.SIGKILL)
     with pytest.raises(AccountantDied):
-        await accounting.epsilon([grant(a_round(), a_client(), BASE, 0.8).mechanism], "1e-6")
+        await accounting.epsilon([grant(a_round(), a_client(), BASE, 0.8, SETTINGS.layout).mechanism], "1e-6")
     assert await solved(accounting, other) > 0
 
 
@@ -75,7 +75,7 @@ async def test_a_ledger_that_was_shortened_is_noticed_after_a_restart(accounting
     client = a_client()
     ref = LedgerRef.of(client)
     ledger = Ledger(accounting.store, ref.uri, ref.data_set, lambda: T0)
-    chain = ledger.reserve(grant(a_round(), client, BASE, 5.0), client.spec.privacy.budget)
+    chain = ledger.reserve(grant(a_round(), client, BASE, 5.0, SETTINGS.layout), client.spec.privacy.budget)
     mirror = client.status.privacy.model_copy(update={"ledger_entries": 1, "ledger_head": chain.head})
     mirrored = client.model_copy(update={"status": client.status.model_copy(update={"privacy": mirror})})
     assert (await accounting.account(mirrored)).chain == chain

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from round_worlds import BASE, T0, a_client, a_round, nn
+from round_worlds import BASE, SETTINGS, T0, a_client, a_round, nn
 
 from tributary_accounting.ledger import Chain
 from tributary_api.records import LedgerEntry, LedgerKind
@@ -19,7 +19,7 @@ LEDGER = Account(Chain(), 0.0, 0.0)
 
 
 def entry(n: int, kind: LedgerKind) -> LedgerEntry:
-    granted = grant(a_round(), a_client(), BASE, 0.8)
+    granted = grant(a_round(), a_client(), BASE, 0.8, SETTINGS.layout)
     return LedgerEntry(
         n=n,
         kind=kind,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from round_worlds import BASE, a_client, a_plan, a_round
+from round_worlds import BASE, SETTINGS, a_client, a_plan, a_round
 
 from tributary_api.round import Method
 from tributary_operator.rounds.eligibility import name_of, overlapping
@@ -51,7 +51,7 @@ def test_quorum(wanted: str | int, size: int, needed: int) -> None:
 
 
 def test_a_grant_states_the_rounded_number_of_examples() -> None:
-    granted = grant(a_round(), a_client(data={"numExamples": 12987}), BASE, 0.8)
+    granted = grant(a_round(), a_client(data={"numExamples": 12987}), BASE, 0.8, SETTINGS.layout)
     assert granted.mechanism.num_examples == 12000
     assert granted.mechanism.sampling_probability == 64 / 12000
 

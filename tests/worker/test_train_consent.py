@@ -10,7 +10,9 @@ from api_servers import CLIENT_PATH as PATH
 from api_servers import api_server, write_certificate
 
 from tributary_api.failures import Reason
-from tributary_api.shared import ModelRef
+from tributary_api.round import LoraMethod, Method
+from tributary_api.shared import ModelRef, TaskKind
+from tributary_store.keys import Layout
 from tributary_worker.consent import ApiServer, check_consent, check_grant
 from tributary_worker.failures import StageFailure
 
@@ -62,6 +64,21 @@ def test_a_grant_that_counts_on_more_examples_than_declared_is_refused():
         check_consent(task, CLIENT, worlds.NOW)
 
 
+def with_training(**settings):
+    return TASK.model_copy(update={"training": TASK.training.model_copy(update=settings)})
+
+
+def in_bucket(bucket):
+    """The task of a hub that asks for the same delta once more, in a bucket of its own."""
+    layout = Layout(bucket)
+    return TASK.model_copy(
+        update={
+            "delta_uri": layout.delta(worlds.CLIENT, worlds.RUN_KEY),
+            "manifest_uri": layout.delta_manifest(worlds.CLIENT, worlds.RUN_KEY),
+        }
+    )
+
+
 OTHER_MODEL = MODEL.model_copy(update={"digest": "sha256:" + "1" * 64})
 CHEAPER = TASK.grant.model_copy(update={"epsilon": "0.5"})
 
@@ -82,6 +99,11 @@ def changed(**mechanism):
         (TASK.model_copy(update={"delta_uri": TASK.delta_uri + "2"}), "must be written to"),
         (TASK.model_copy(update={"manifest_uri": TASK.delta_uri}), "must be written to"),
         (TASK.model_copy(update={"grant": CHEAPER}), "costs epsilon"),
+        (in_bucket("another"), "must be written to s3://exchange/"),
+        (with_training(learning_rate="2e-2"), "method, training or task kind"),
+        (with_training(micro_batch_size=2), "method, training or task kind"),
+        (TASK.model_copy(update={"method": Method(lora=LoraMethod(rank=8, alpha=8))}), "method, training"),
+        (TASK.model_copy(update={"task": TaskKind.SEQUENCE_CLASSIFICATION}), "method, training or task"),
     ],
 )  # fmt: skip
 def test_a_task_that_is_not_its_grant_is_refused(task, words):

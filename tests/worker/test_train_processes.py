@@ -23,6 +23,7 @@ from tributary_api.shared import StoreEndpoint
 from tributary_api.tasks import NOISE_KEY_PATH, TASK_ENV, TrainTask
 from tributary_store import bundle
 from tributary_store.keys import Layout
+from tributary_store.objects import bucket_and_key
 from tributary_store.objectstore import ObjectStore
 from tributary_worker.consent import SERVICE_ACCOUNT_PATH
 from tributary_worker.distributed import RankLayout
@@ -112,11 +113,12 @@ def test_two_processes_train_what_one_does_and_nothing_private_is_printed(namesp
     one = namespace.run()
     assert one.returncode == 0, one.stderr
     delta = load(namespace.store.get(namespace.task.delta_uri))
-    s3.create_bucket("elsewhere")
-    uri, manifest_uri = places("elsewhere").values()
-    two = namespace.run(processes_per_node=2, delta_uri=uri, manifest_uri=manifest_uri)
+    for uri in (namespace.task.delta_uri, namespace.task.manifest_uri):
+        bucket, key = bucket_and_key(uri)
+        s3.client().delete_object(Bucket=bucket, Key=key)  # else the second would adopt the first's
+    two = namespace.run(processes_per_node=2)
     assert two.returncode == 0, two.stderr
-    again = load(namespace.store.get(uri))
+    again = load(namespace.store.get(namespace.task.delta_uri))
     assert all(delta[name].allclose(again[name], rtol=1e-4, atol=1e-5) for name in delta)
     for ended in (one, two):
         assert [json.loads(line) for line in ended.stdout.splitlines()] == STEPS

@@ -24,7 +24,7 @@ from tributary_api.base import GROUP, VERSION
 from tributary_api.client import FederatedClient, FederatedClientSpec, PrivacyBudget
 from tributary_api.failures import Reason
 from tributary_api.meta import NamespacedName
-from tributary_api.records import Grant
+from tributary_api.records import Grant, computation_digest
 from tributary_api.tasks import TrainTask
 from tributary_store.keys import Layout
 from tributary_store.objects import bucket_and_key
@@ -167,9 +167,12 @@ def _contradictions(task: TrainTask) -> Iterator[str]:
         yield f"{task.training.max_steps} steps are asked for, {mechanism.steps} are granted"
     if task.training.expected_batch_size != mechanism.expected_batch_size:
         yield "training.expectedBatchSize is not the one of the grant"
-    layout = Layout(bucket_and_key(task.delta_uri)[0])
+    if computation_digest(task.method, task.training, task.task) != grant.computation:
+        # Their noise would be another: a second release for the price of one.
+        yield "the task's method, training or task kind is not the one of the grant"
+    layout = Layout(bucket_and_key(grant.delta_uri)[0])
     due = layout.delta(grant.client, grant.run_key), layout.delta_manifest(grant.client, grant.run_key)
-    if (task.delta_uri, task.manifest_uri) != due:
+    if (task.delta_uri, task.manifest_uri) != due or grant.delta_uri != due[0]:
         # In another place a second delta of the same run could be published.
         yield f"the delta must be written to {due[0]} and its manifest beside it"
     if mechanism.expected_batch_size > mechanism.num_examples:

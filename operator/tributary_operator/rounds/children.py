@@ -91,7 +91,7 @@ def train_task(run: Run, planned: PlannedClient, client: FederatedClient, attemp
         data=client.spec.data,
         ledger_uri=planned.ledger_uri,
         store=StoreEndpoint(endpoint=client.spec.store.endpoint, region=client.spec.store.region),
-        delta_uri=layout.delta(planned.client, run.plan.run_key),
+        delta_uri=planned.grant.delta_uri,
         manifest_uri=layout.delta_manifest(planned.client, run.plan.run_key),
         nodes=planned.nodes,
         processes_per_node=client.spec.worker.processes_per_node,
@@ -145,7 +145,7 @@ def _delta_input(run: Run, planned: PlannedClient) -> DeltaInput:
     layout, run_key = run.settings.layout, run.plan.run_key
     return DeltaInput(
         client=planned.client,
-        delta_uri=layout.delta(planned.client, run_key),
+        delta_uri=planned.grant.delta_uri,
         manifest_uri=layout.delta_manifest(planned.client, run_key),
         grant_digest=planned.grant.digest,
         weight=planned.weight,

@@ -10,11 +10,12 @@ from datetime import datetime
 from tributary_accounting.mechanism import dp_sgd, rounded_num_examples
 from tributary_api.client import FederatedClient
 from tributary_api.meta import NamespacedName
-from tributary_api.records import Grant, PlannedClient, RoundPlan
+from tributary_api.records import Grant, MechanismSpec, PlannedClient, RoundPlan, computation_digest
 from tributary_api.round import ClientFailure, FederatedRound
 from tributary_api.shared import ModelRef
 from tributary_operator.accounting import Training
 from tributary_operator.rounds.eligibility import name_of
+from tributary_store.keys import Layout
 
 
 def training_of(fedround: FederatedRound, num_examples: int) -> Training:
@@ -33,7 +34,20 @@ def rounded(client: FederatedClient) -> int:
     return rounded_num_examples(client.spec.data.num_examples)
 
 
-def grant(fedround: FederatedRound, client: FederatedClient, base_model: ModelRef, sigma: float) -> Grant:
+def mechanism(fedround: FederatedRound, client: FederatedClient, sigma: float) -> MechanismSpec:
+    spec = fedround.spec
+    return dp_sgd(
+        rounded(client),
+        spec.training.expected_batch_size,
+        spec.training.max_steps,
+        sigma,
+        float(spec.privacy.max_grad_norm),
+    )
+
+
+def grant(
+    fedround: FederatedRound, client: FederatedClient, base_model: ModelRef, sigma: float, layout: Layout
+) -> Grant:
     spec = fedround.spec
     return Grant(
         run_key=fedround.run_key,
@@ -42,15 +56,11 @@ def grant(fedround: FederatedRound, client: FederatedClient, base_model: ModelRe
         client=name_of(client),
         data_name=client.spec.data.name,
         base_model_digest=base_model.digest,
-        mechanism=dp_sgd(
-            rounded(client),
-            spec.training.expected_batch_size,
-            spec.training.max_steps,
-            sigma,
-            float(spec.privacy.max_grad_norm),
-        ),
+        mechanism=mechanism(fedround, client, sigma),
         epsilon=spec.privacy.epsilon,
         delta=spec.privacy.delta,
+        delta_uri=layout.delta(name_of(client), fedround.run_key),
+        computation=computation_digest(spec.method, spec.training, spec.task),
     )
 
 

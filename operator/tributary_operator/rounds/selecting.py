@@ -77,13 +77,14 @@ def _frozen(s: Situation, selection: Selection, base_model: ModelRef, who: Scree
     needed = quorum(s.fedround, len(cohort))
     if needed > len(cohort):
         return _impossible(needed, who)
-    granted = [(c, grant(s.fedround, c, base_model, selection.sigmas[rounded(c)])) for c in cohort]
+    layout = s.settings.layout
+    granted = [(c, grant(s.fedround, c, base_model, selection.sigmas[rounded(c)], layout)) for c in cohort]
     image = s.settings.worker_image
     frozen = plan(s.fedround, granted, who.excluded, base_model=base_model, worker_image=image, now=s.now)
     return Waiting(
         reason="Planning",
         message=f"freezing a cohort of {len(cohort)} clients",
-        record=(PutRecord(s.settings.layout.plan(s.fedround.run_key), frozen),),
+        record=(PutRecord(layout.plan(s.fedround.run_key), frozen),),
         poll_after=AT_ONCE,
     )
 

@@ -18,7 +18,7 @@ from tributary_operator.reconciler import World
 from tributary_operator.rounds.eligibility import failure, name_of, overlapping
 from tributary_operator.rounds.models import resolve
 from tributary_operator.rounds.observed import Candidate, ObservedRound, Selection
-from tributary_operator.rounds.planning import grant, rounded, training_of
+from tributary_operator.rounds.planning import mechanism, rounded, training_of
 from tributary_operator.rounds.selecting import agreeing
 from tributary_operator.rounds.situation import Situation
 from tributary_store.errors import StoreError, StoreUnreachable
@@ -128,9 +128,9 @@ async def _budget_problem(
         return failure(name_of(client), "LedgerUnreachable", str(error))
     if selection.base_model.ref is None or account.chain.state(fedround.run_key) is not None:
         return None  # this very run is charged already: an earlier plan was lost, not the reservation
-    mechanism = grant(fedround, client, selection.base_model.ref, selection.sigmas[rounded(client)]).mechanism
+    asked = mechanism(fedround, client, selection.sigmas[rounded(client)])
     budget = client.spec.privacy.budget
-    after = await world.accounting.epsilon([*account.chain.charged(), mechanism], budget.delta)
+    after = await world.accounting.epsilon([*account.chain.charged(), asked], budget.delta)
     if after <= float(budget.epsilon):
         return None
     message = (
