@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from kubernetes.aio.client import V1Job, V1ObjectMeta
 from round_worlds import BASE, SETTINGS, T0, a_client, a_delta, a_plan, a_round, decided, nn
 
 from tributary_accounting.ledger import Chain
 from tributary_api.records import BundleManifest, RoundPlan
+from tributary_operator import names
 from tributary_operator.accounting import Account
+from tributary_operator.api import Forbidden
 from tributary_operator.clients.reconciler import ClientReconciler
 from tributary_operator.jobs import Denied
 from tributary_operator.kinds import Kind
 from tributary_operator.reconciler import World
 from tributary_operator.rounds.eligibility import name_of
 from tributary_operator.rounds.observe import Memory, observe
+from tributary_operator.rounds.reconciler import _Effects
+from tributary_operator.rounds.training import ACCESS_LOST_AFTER
 from tributary_operator.store import Records
 from tributary_store.bundle import BUNDLE_FILE, bundle_digest, file_uri
 from tributary_store.errors import AccessDenied, ObjectMissing
@@ -162,3 +167,17 @@ async def test_a_neighbour_that_is_not_valid_does_not_hide_what_is_said_about_a_
     assert [c["reason"] for c in written.raw["status"]["conditions"] if c["type"] == "Ready"] == [
         "Consenting"
     ]
+
+
+async def test_a_job_that_is_forbidden_costs_the_round_its_client_only_when_that_lasts() -> None:
+    now, memory = T0, Memory()
+    world = replace(a_world([], {}), clock=lambda: now)
+    labels = {names.CLIENT: "a"}
+    job = V1Job(metadata=V1ObjectMeta(name="j", namespace="a", labels=labels))
+    assert _Effects(world, memory).refused(job, Forbidden("no"))
+    now += ACCESS_LOST_AFTER / 2
+    assert _Effects(world, memory).refused(job, Forbidden("no"))
+    assert not memory.refused
+    now += ACCESS_LOST_AFTER / 2
+    assert _Effects(world, memory).refused(job, Forbidden("no"))
+    assert memory.refused[nn("a")].reason == "NoAccess"
