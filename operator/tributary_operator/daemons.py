@@ -123,6 +123,7 @@ class Daemons:
     def _forget(self, key: str) -> _Daemon:
         daemon = self._daemons.pop(key)
         self.world.jobs.forget(key)
+        self._reconcilers[daemon.target.kind.kind].forget(daemon.latest)
         metrics.OBJECTS.labels(daemon.target.kind.kind).dec()
         return daemon
 

@@ -61,6 +61,9 @@ class Reconciler(Protocol):
     async def clean_up(self, raw: JsonObject) -> list[str]:
         """Remove what the object leaves behind. Returns what could not be reached."""
 
+    def forget(self, raw: JsonObject) -> None:
+        """The object is gone: drop what is remembered about it. Without a finalizer nothing else says so."""
+
 
 def target(kind: Kind, raw: JsonObject) -> Target:
     metadata = raw["metadata"]

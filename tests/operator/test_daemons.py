@@ -82,6 +82,7 @@ class Passes:
     gate: asyncio.Event | None = None
     running: int = 0
     left: list[str] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
 
     async def run_pass(self, raw: JsonObject) -> Pass:
         self.running += 1
@@ -101,6 +102,9 @@ class Passes:
         if self.gate is not None:
             await self.gate.wait()
         return self.left
+
+    def forget(self, raw: JsonObject) -> None:
+        self.forgotten.append(raw["metadata"]["uid"])
 
 
 @dataclass
@@ -268,6 +272,15 @@ async def test_rounds_hear_of_clients(stage: Stage, event: str) -> None:
     before = len(stage.passes.seen)
     stage.daemons.seen(event, client)
     await eventually(lambda: len(stage.passes.seen) == before + 1)
+
+
+async def test_an_object_that_is_gone_is_forgotten(stage: Stage) -> None:
+    stage.daemons.seen(None, an_object(finalizers=[names.FINALIZER]))
+    stage.daemons.seen("DELETED", an_object(version=2))
+    assert stage.passes.forgotten == ["u1"]
+    stage.daemons.seen("ADDED", an_object(uid="u2", version=3))
+    stage.daemons.seen("ADDED", an_object(uid="u3", version=4))
+    assert stage.passes.forgotten == ["u1", "u2"]
 
 
 async def test_health_tells_of_a_pass_that_hangs(stage: Stage) -> None:

@@ -31,6 +31,9 @@ class ClientReconciler:
     async def clean_up(self, raw: JsonObject) -> list[str]:  # noqa: ARG002 - nothing is left behind
         return []
 
+    def forget(self, raw: JsonObject) -> None:
+        """Nothing is remembered."""
+
     async def _observe(self, client: FederatedClient) -> ObservedClient:
         overlaps = str(overlapping(self._neighbours(client)).get(name_of(client), ""))
         try:

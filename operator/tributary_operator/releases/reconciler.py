@@ -26,6 +26,8 @@ class ReleaseReconciler:
         situation = await observe(self._world, release, self._memory[release.metadata.uid])
         return await carry_out(self._world, RELEASE, raw, decide(situation))
 
-    async def clean_up(self, raw: JsonObject) -> list[str]:
-        self._memory.pop(raw["metadata"]["uid"], None)
+    async def clean_up(self, raw: JsonObject) -> list[str]:  # noqa: ARG002 - nothing is left behind
         return []
+
+    def forget(self, raw: JsonObject) -> None:
+        self._memory.pop(raw["metadata"]["uid"], None)

@@ -76,6 +76,9 @@ class RoundReconciler:
         self._memory.pop(fedround.run_key, None)
         return left
 
+    def forget(self, raw: JsonObject) -> None:
+        """The clean-up has forgotten the run."""
+
     async def _remove(self, run_key: str, namespaces: Iterable[str]) -> list[str]:
         gate = asyncio.Semaphore(NAMESPACES_AT_ONCE)
 
