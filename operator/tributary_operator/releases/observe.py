@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,7 +21,6 @@ from tributary_operator.rounds.models import resolve
 from tributary_operator.rounds.observed import Attempts, WorkerFailure
 from tributary_operator.rounds.workers import failure_of
 from tributary_store import bundle
-from tributary_store.bundle_files import WEIGHTS
 
 
 @dataclass(slots=True)
@@ -76,7 +74,7 @@ def _resolved_before(release: ModelRelease) -> ModelRef | None:
 
 async def _weight_bytes(world: World, model: ModelRef) -> int:
     manifest = await world.records.in_thread(bundle.read_manifest, world.records.store, model)
-    return sum(file.size for file in manifest.files if fnmatch(file.path, WEIGHTS))
+    return bundle.weight_bytes(manifest)
 
 
 async def _has_disruption_budget(world: World, release: ModelRelease, memory: Memory) -> bool:
