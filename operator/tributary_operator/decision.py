@@ -18,6 +18,8 @@ Manifest = V1Job | V1Service | V1Deployment | V1PodDisruptionBudget
 POLL_AFTER = timedelta(seconds=30)
 """Children and objects wake a daemon; polling only covers what has no events, the object store."""
 
+AT_ONCE = timedelta(0)
+
 
 @dataclass(frozen=True, slots=True)
 class PutRecord:

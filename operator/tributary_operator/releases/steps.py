@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from tributary_api.release import RejectedRevision
-from tributary_operator.decision import Done, Failed, Outcome, Waiting
+from tributary_operator.decision import AT_ONCE, Done, Failed, Outcome, Waiting
 from tributary_operator.releases import children, identity
 from tributary_operator.releases.measures import measured
 from tributary_operator.releases.observed import ObservedRevision
 from tributary_operator.releases.situation import Situation
 from tributary_operator.rounds.observed import Attempts
 
-AT_ONCE = timedelta(0)
 LOOK_AGAIN = timedelta(seconds=2)
 """Deployments have no watch of ours; while one starts or is watched, it is looked at this often."""
 MESSAGE_LENGTH_MAX = 1000

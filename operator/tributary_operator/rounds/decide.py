@@ -14,6 +14,7 @@ from tributary_api.meta import NamespacedName
 from tributary_api.records import LedgerKind, OutcomeKind, RoundOutcome
 from tributary_api.round import FederatedRoundStatus
 from tributary_operator.decision import (
+    AT_ONCE,
     Decision,
     Delete,
     Done,
@@ -33,7 +34,6 @@ from tributary_operator.rounds.status import Position, events, metrics_of, statu
 from tributary_operator.rounds.training import Standing, has_moved_on, members, stop_all, stops, train_clients
 from tributary_operator.settings import Settings
 
-AT_ONCE = timedelta(0)
 LEDGER_ENTRIES_MAX = 50
 """Of one pass, so that a large round still notices what happens meanwhile."""
 

@@ -9,13 +9,12 @@ from datetime import timedelta
 from tributary_api.client import FederatedClient
 from tributary_api.round import ClientFailure, FederatedRound
 from tributary_api.shared import ModelRef
-from tributary_operator.decision import PutRecord, Waiting
+from tributary_operator.decision import AT_ONCE, PutRecord, Waiting
 from tributary_operator.rounds.eligibility import failure, name_of, objection
 from tributary_operator.rounds.observed import Candidate, Selection
 from tributary_operator.rounds.planning import drawn, grant, plan, quorum, rounded
 from tributary_operator.rounds.situation import Situation
 
-AT_ONCE = timedelta(0)
 LOOK_AGAIN_AFTER = timedelta(seconds=60)
 """What stalls a plan usually changes with an event; an owner's ledger or a role binding has none."""
 
