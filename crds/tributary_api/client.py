@@ -38,9 +38,9 @@ class ClientData(ApiModel):
     label_field: Annotated[str, Field(max_length=128)] | None = None
     """Field that holds a record's label, an integer from 0; only for classification."""
     num_examples: Annotated[int, Field(ge=1, le=10**9)]
-    """Declared number of training records: public, the N of the privacy accountant and the weight in averaging. More records are cut, fewer are padded."""
+    """Declared number of training records: public, the N of the privacy accountant and the weight in averaging. More records are cut, by their places; fewer are padded."""
     holdout_fraction: Decimal = "0.1"
-    """Part of the records kept apart from training, chosen by record hash: the same in every round."""
+    """Part of the records kept apart from training, chosen by each record's place (object key and line, row or file), never by its content: the same in every round."""
     store: Store | None = None
     """Store of the data, if it is not the exchange store of spec.store."""
 

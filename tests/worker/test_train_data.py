@@ -91,14 +91,55 @@ def test_there_are_always_exactly_the_declared_number(contents, num_examples):
     assert len(private.records) == num_examples
 
 
-def test_which_records_are_kept_depends_on_their_content_alone():
-    rows = [{"text": f"record {i}"} for i in range(30)]
-    forwards = read({"a": jsonl(*rows)}, num_examples=12)
-    backwards = read({"a": jsonl(*rows[:7:-1]), "b": jsonl(*rows[7::-1])}, num_examples=12)
-    assert texts(forwards) == texts(backwards)
+EMPTIED = ["", "  ", "{}", "{", '{"text": ""}', '{"text": 7}']
 
 
-def test_the_holdout_is_a_part_by_content_and_never_trained_on():
+@settings(deadline=None)
+@given(
+    files=st.lists(st.integers(1, 8), min_size=1, max_size=3),
+    emptied=st.integers(0),
+    form=st.sampled_from(EMPTIED),
+    num_examples=st.integers(1, 30),
+    holdout=st.sampled_from(["0", "0.5"]),
+)
+def test_emptying_a_record_in_place_changes_no_other_record(files, emptied, form, num_examples, holdout):
+    """The relation that epsilon is stated for: the others keep their membership and their order."""
+    rows = {f"f{f}": [json.dumps({"text": f"{f}/{i}"}) for i in range(size)] for f, size in enumerate(files)}
+    places = [(name, index) for name, lines in rows.items() for index in range(len(lines))]
+    rows["f9"] = [json.dumps({"text": "another keeps the data set readable"})]
+    name, index = places[emptied % len(places)]
+    neighbour = rows | {name: [*rows[name][:index], form, *rows[name][index + 1 :]]}
+
+    def kept(data):
+        stored = {name: "".join(f"{line}\n" for line in lines).encode() for name, lines in data.items()}
+        return read(stored, num_examples=num_examples, holdoutFraction=holdout).records
+
+    gone = json.loads(rows[name][index])["text"]
+    expected = [Record(r.key, None) if r.text == gone else r for r in kept(rows)]
+    assert kept(neighbour) == expected
+
+
+def test_emptying_a_row_or_a_file_in_place_changes_no_other():
+    one, other = [f"row {i}" for i in range(9)], [f"row {i}" if i != 4 else None for i in range(9)]
+    for num_examples in range(1, 10):
+        rows, neighbour = (
+            read({"a": parquet(text=column)}, num_examples, format="parquet").records
+            for column in (one, other)
+        )
+        assert neighbour == [Record(r.key, None) if r.text == "row 4" else r for r in rows]
+        files, neighbour = (
+            read(
+                {f"{i}.txt": (text or "").encode() for i, text in enumerate(column)},
+                num_examples,
+                format="text",
+            )
+            for column in (one, other)
+        )
+        expected = [Record(r.key, None) if r.text == "row 4" else r for r in files.records]
+        assert neighbour.records == expected
+
+
+def test_the_holdout_is_a_part_by_place_and_never_trained_on():
     rows = [{"text": f"record {i}"} for i in range(2000)]
     everything = set(texts(read({"a": jsonl(*rows)}, num_examples=2000)))
     kept = set(texts(read({"a": jsonl(*rows)}, num_examples=2000, holdoutFraction="0.1")))
@@ -122,7 +163,8 @@ def test_any_change_of_the_data_is_another_snapshot():
     [
         ({}, Reason.DATA_EMPTY),
         ({"_SUCCESS": b"", ".hidden": b"x"}, Reason.DATA_EMPTY),
-        ({"a": b"\n\n"}, Reason.DATA_EMPTY),
+        ({"a": b""}, Reason.DATA_EMPTY),
+        ({"a": b"\n\n"}, Reason.DATA_UNPARSEABLE),
         ({"a": b"secret word\n{}"}, Reason.DATA_UNPARSEABLE),
     ],
 )

@@ -1,7 +1,9 @@
 """A client's private records: read, split and brought to exactly the declared number.
 
 What is wrong with a single record stays here: it keeps its place and is empty, so it contributes nothing and
-is not reported. Only faults of the data set as a whole surface, as a reason without a word of the data.
+is not reported. Which records are trained on, and in what order, follows from their places alone: were it
+from what is in them, emptying one record would let another in. Only faults of the data set as a whole
+surface, as a reason without a word of the data.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ HASH_VALUES = 2**64
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record. `text` is None for one that could not be read; `key` is the SHA-256 of its content."""
+    """One record. `text` is None for one that could not be read; `key` is the SHA-256 of its place."""
 
     key: bytes
     text: str | None
@@ -103,7 +105,7 @@ def read_private_data(files: Files, data: ClientData, num_examples: int) -> Priv
     try:
         for name, content in files.read():
             digest.update(canonical_json([name, hashlib.sha256(content).hexdigest()]))
-            records.extend(parse(content, data))
+            records.extend(parse(name, content, data))
     except (StoreError, OSError) as error:
         # The error's own text would name single files, which may be as private as what is in them.
         raise StageFailure(
@@ -127,38 +129,53 @@ def _check_usable(records: list[Record], data: ClientData) -> None:
 
 
 def is_held_out(record: Record, fraction: float) -> bool:
-    """Whether a record is kept apart from training: by its content, hence the same in every round."""
+    """Whether a record is kept apart from training: by its place, hence the same in every round."""
     return int.from_bytes(record.key[:8], "big") < fraction * HASH_VALUES
 
 
 def exactly(records: Iterable[Record], count: int) -> list[Record]:
     """`count` records: in the order of their keys, cut, or padded with empty ones.
 
-    The order is the content's, not the files': which records are cut does not depend on how they were
-    uploaded.
+    The order is as good as random, so that what is cut is not always the last file.
     """
     kept = sorted(records, key=lambda record: record.key)[:count]
     return kept + [Record(b"", None)] * (count - len(kept))
 
 
-def parse(content: bytes, data: ClientData) -> Iterator[Record]:
-    """The records of one file."""
+def parse(name: str, content: bytes, data: ClientData) -> Iterator[Record]:
+    """The records of one file; `name` is relative to data.uri."""
+    return (
+        _record(place_key(name, index), fields, data) for index, fields in enumerate(_fields(content, data))
+    )
+
+
+def place_key(name: str, index: int) -> bytes:
+    """SHA-256 of a record's place: the file's name, and the index of the line or row in it."""
+    return hashlib.sha256(canonical_json([name, index])).digest()
+
+
+def _fields(content: bytes, data: ClientData) -> Iterator[Any]:
+    """What each line, row or file holds; None for one that cannot be read."""
     match data.format:
         case "jsonl":
-            lines = (line for line in content.split(b"\n") if line.strip())
-            return (_record(line, _json_fields(line), data) for line in lines)
+            return map(_json_fields, _lines(content))
         case "parquet":
-            return (_record(_row_bytes(row), row, data) for row in _parquet_rows(content, data))
+            return _parquet_rows(content, data)
         case "text":
-            return iter([_record(content, {data.text_field: _decoded(content)}, data)])
+            return iter([{data.text_field: _decoded(content)}])
 
 
-def _record(content: bytes, fields: Any, data: ClientData) -> Record:
+def _lines(content: bytes) -> list[bytes]:
+    """Blank ones too: dropping one would move those after it."""
+    lines = content.split(b"\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def _record(key: bytes, fields: Any, data: ClientData) -> Record:
     """The record of what was read; an empty one if its fields are not what they should be."""
     text = fields.get(data.text_field) if isinstance(fields, dict) else None
     if not isinstance(text, str) or not text.strip():
-        return Record(hashlib.sha256(content).digest(), None)
-    key = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+        return Record(key, None)
     if data.label_field is None:
         return Record(key, text)
     label = fields.get(data.label_field)
@@ -188,10 +205,6 @@ def _parquet_rows(content: bytes, data: ClientData) -> Iterator[dict[str, Any]]:
     except (pyarrow.ArrowException, OSError):
         # One damaged file is a bad record; a data set of nothing else is reported as a whole.
         return iter([{}])
-
-
-def _row_bytes(row: dict[str, Any]) -> bytes:
-    return repr(sorted(row.items())).encode(errors="surrogatepass")
 
 
 def _is_data(name: str) -> bool:
