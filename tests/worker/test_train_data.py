@@ -83,6 +83,13 @@ def test_a_file_that_cannot_be_decoded_is_a_bad_record():
     assert texts(read({"a.parquet": b"junk", "b.parquet": good}, format="parquet")) == ["fine"]
 
 
+def test_a_cell_that_cannot_be_decoded_is_a_bad_record_and_its_neighbours_are_good():
+    broken = pyarrow.array([b"one", b"\xff\xfe", b"three"]).view(pyarrow.string())
+    private = read({"a": parquet(text=broken)}, num_examples=3, format="parquet")
+    assert texts(private) == ["one", "three"]
+    assert [r.text for r in private.records].count(None) == 1
+
+
 @settings(deadline=None)
 @given(st.lists(st.text(min_size=1).filter(str.strip), max_size=30), st.integers(1, 20))
 def test_there_are_always_exactly_the_declared_number(contents, num_examples):

@@ -201,10 +201,21 @@ def _parquet_rows(content: bytes, data: ClientData) -> Iterator[dict[str, Any]]:
     wanted = [name for name in (data.text_field, data.label_field) if name]
     try:
         table = pyarrow.parquet.read_table(io.BytesIO(content), columns=wanted)
-        return iter(table.to_pylist())
     except (pyarrow.ArrowException, OSError):
         # One damaged file is a bad record; a data set of nothing else is reported as a whole.
         return iter([{}])
+    columns = [
+        (name, map(_cell, cells)) for name, cells in zip(table.column_names, table.columns, strict=True)
+    ]
+    return ({name: next(cells) for name, cells in columns} for _ in range(table.num_rows))
+
+
+def _cell(cell: Any) -> Any:
+    """One value of a table. Parquet does not check that its strings are UTF-8, nor that its dates exist."""
+    try:
+        return cell.as_py()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _is_data(name: str) -> bool:
