@@ -195,9 +195,15 @@ class Accounting:
             self._epsilons[key] = await self._compute(accountant.epsilon, list(key[0]), float(delta))
         return self._epsilons.get(key, 0.0)
 
-    async def reserve(self, ref: LedgerRef, grant: Grant, budget: PrivacyBudget) -> Chain:
-        """Raises BudgetExceeded, LedgerRefused, LedgerBroken or a StoreError."""
-        known = self._chains.get(ref, EMPTY)
+    async def reserve(
+        self, ref: LedgerRef, grant: Grant, budget: PrivacyBudget, mirror: ClientPrivacyStatus
+    ) -> Chain:
+        """Append to a chain that still is what the client's status, `mirror`, says of it.
+
+        Raises BudgetExceeded, LedgerRefused, LedgerBroken or a StoreError.
+        """
+        known = await self._read(ref)
+        _check_mirror(mirror, known, ref)
         try:
             chain = await self._compute(_reserve, self._endpoint, ref, grant, budget, known)
         except BudgetExceeded:

@@ -24,6 +24,7 @@ from tributary_operator.store import Records
 
 SMALL = Training(num_examples=100, expected_batch_size=10, steps=1, epsilon="2", delta="1e-3")
 IMPOSSIBLE = Training(num_examples=100, expected_batch_size=10, steps=1, epsilon="1e-9", delta="1e-9")
+LONGER = {"maxSteps": 20, "expectedBatchSize": 64, "learningRate": "1e-3"}
 WAIT_SECONDS = 120
 
 
@@ -85,6 +86,10 @@ async def test_a_ledger_that_was_shortened_is_noticed_after_a_restart(accounting
     restarted = Accounting(StoreEndpoint(), accounting.store, Records(accounting.store, 1), 1)
     with pytest.raises(LedgerBroken, match="had 1 entries"):
         await restarted.account(mirrored)
+    next_grant = grant(a_round(training=LONGER), client, BASE, 5.0, SETTINGS.layout)
+    with pytest.raises(LedgerBroken, match="had 1 entries"):
+        await restarted.reserve(ref, next_grant, client.spec.privacy.budget, mirror)
+    assert accounting.store.objects == {}
     restarted.close()
 
 

@@ -133,7 +133,8 @@ class _Effects:
             await accounting.close_run(entry.kind, ref, planned.grant, entry.reason)
             return
         client = await self._client(planned)
-        await accounting.reserve(ref, planned.grant, client.spec.privacy.budget)
+        budget, mirror = client.spec.privacy.budget, client.status.privacy
+        await accounting.reserve(ref, planned.grant, budget, mirror)
 
     async def _client(self, planned: PlannedClient) -> FederatedClient:
         namespace, name = planned.client.namespace, planned.client.name
