@@ -156,7 +156,9 @@ def test_the_model_goes_live_compressed(story: Story):
     assert stable["bytes"] < 0.6 * stable["parentBytes"]
     service = story.kubectl.get("-n", HUB, "service/assistant")
     url = f"http://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}/v1/completions"
-    answer = httpx.post(url, json={"model": "assistant", "prompt": "Return the", "max_tokens": 4}, timeout=60)
+    # The Service is seconds old: kube-proxy may not have its rules yet.
+    with httpx.Client(transport=httpx.HTTPTransport(retries=6), timeout=60) as client:
+        answer = client.post(url, json={"model": "assistant", "prompt": "Return the", "max_tokens": 4})
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-tributary-release"] == f"assistant/{stable['revision']}"
     assert answer.json()["usage"]["completion_tokens"] >= 1
