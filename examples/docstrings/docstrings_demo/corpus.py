@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHARACTERS_MIN = 80
-CHARACTERS_MAX = 480
-"""About 120 tokens: training and evaluation look at the first 64, so more would only be carried around."""
+CHARACTERS_MAX = 240
+"""About 70 tokens: training and evaluation look at the first 64, so more would only cost the gate time."""
 PUBLISHED_ONE_IN = 10
 SHINGLE_WORDS = 4
 NEAR_DUPLICATE_OVERLAP = 0.5
