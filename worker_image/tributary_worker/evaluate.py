@@ -8,13 +8,12 @@ from typing import Any
 from tributary_api.failures import Reason
 from tributary_api.records import DocumentScore, EvaluationReport
 from tributary_api.tasks import EvaluateTask, ScoredModel
-from tributary_store.errors import ObjectExists
 from tributary_store.objects import Objects
 from tributary_worker.compression.loading import fetch_model
 from tributary_worker.documents import Document, read_documents
 from tributary_worker.failures import StageFailure
 from tributary_worker.scoring import NonFiniteScoreError, model_score, score_documents
-from tributary_worker.store_access import open_store, store_failures
+from tributary_worker.store_access import open_store, record_once, store_failures
 from tributary_worker.task_input import progress_reporter, read_task, stage_log
 
 
@@ -29,14 +28,7 @@ def main(_argv: Sequence[str]) -> int:
 
 def evaluate(store: Objects, task: EvaluateTask, log: Any) -> EvaluationReport:
     """Write the report, or find it. Raises StageFailure."""
-    with store_failures():
-        if store.head(task.report_uri) is None:
-            report = _report(store, task, log)
-            try:
-                store.put_new(task.report_uri, report.canonical_json(), retain=True)
-            except ObjectExists:
-                log.info("another attempt was faster", report=task.report_uri)
-        return EvaluationReport.model_validate_json(store.get(task.report_uri))
+    return record_once(store, task.report_uri, EvaluationReport, lambda: _report(store, task, log), log)
 
 
 def _report(store: Objects, task: EvaluateTask, log: Any) -> EvaluationReport:

@@ -16,7 +16,6 @@ from tributary_api.records import Comparison, DocumentScore, GateVerdict, ModelS
 from tributary_api.release import GateMetric
 from tributary_api.shared import ModelRef, TaskKind
 from tributary_api.tasks import GateTask, ScoredModel
-from tributary_store.errors import ObjectExists
 from tributary_store.objects import Objects
 from tributary_worker.compression.loading import LoadedModel, fetch_model
 from tributary_worker.documents import Document, read_documents
@@ -25,7 +24,7 @@ from tributary_worker.noninferiority import DOCUMENTS_MIN, Finding, mean_differe
 from tributary_worker.scoring import NonFiniteScoreError, model_score, score_documents
 from tributary_worker.serving.generation import GenerationError
 from tributary_worker.serving.service import warm_up
-from tributary_worker.store_access import open_store, store_failures
+from tributary_worker.store_access import open_store, record_once, store_failures
 from tributary_worker.task_input import progress_reporter, read_task, stage_log
 
 Other = Literal["parent", "stable"]
@@ -63,14 +62,7 @@ def main(_argv: Sequence[str]) -> int:
 
 def gate(store: Objects, task: GateTask, log: Any) -> GateVerdict:
     """Write the verdict, or find it. Raises StageFailure if there can be none."""
-    with store_failures():
-        if store.head(task.verdict_uri) is None:
-            verdict = _verdict(store, task, log)
-            try:
-                store.put_new(task.verdict_uri, verdict.canonical_json(), retain=True)
-            except ObjectExists:
-                log.info("another attempt was faster", verdict=task.verdict_uri)
-        return GateVerdict.model_validate_json(store.get(task.verdict_uri))
+    return record_once(store, task.verdict_uri, GateVerdict, lambda: _verdict(store, task, log), log)
 
 
 def _verdict(store: Objects, task: GateTask, log: Any) -> GateVerdict:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
+from tributary_api.base import ApiModel
 from tributary_api.failures import Reason
 from tributary_api.shared import StoreEndpoint
 from tributary_store import errors
+from tributary_store.objects import Objects
 from tributary_store.objectstore import ObjectStore
 from tributary_worker.failures import StageFailure
 
 ACCESS_KEY = "AWS_ACCESS_KEY_ID"
 SECRET_KEY = "AWS_SECRET_ACCESS_KEY"
+
+RecordT = TypeVar("RecordT", bound=ApiModel)
 
 
 def open_store(endpoint: StoreEndpoint, credentials_prefix: str = "") -> ObjectStore:
@@ -35,6 +40,20 @@ def store_failures(
         yield
     except errors.StoreError as error:
         raise StageFailure(_reason(error, missing, damaged), str(error)) from error
+
+
+def record_once(
+    store: Objects, uri: str, kind: type[RecordT], make: Callable[[], RecordT], log: Any
+) -> RecordT:
+    """The create-only record at `uri`: an earlier attempt's, or the one that `make` computes now."""
+    with store_failures():
+        if store.head(uri) is None:
+            record = make()
+            try:
+                store.put_new(uri, record.canonical_json(), retain=True)
+            except errors.ObjectExists:
+                log.info("another attempt was faster", record=uri)
+        return kind.model_validate_json(store.get(uri))
 
 
 def _reason(error: errors.StoreError, missing: Reason, damaged: Reason) -> Reason:
