@@ -11,6 +11,8 @@ from pathlib import Path
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CONTROLLERS_NEEDED = frozenset({"cpu", "cpuset", "memory", "pids"})
 REMOVAL_SECONDS = 20.0
+CPU_WEIGHTS = (("cpu.shares", 1024, 262144), ("cpu.weight", 100, 10000))
+"""Of cgroup v1 and v2: the file, the weight of one process, the highest that is allowed."""
 
 
 def is_unified() -> bool:
@@ -36,7 +38,20 @@ def create(cgroup: str) -> None:
     if is_unified():
         _enable_controllers(CGROUP_ROOT)
     for tree in hierarchies():
-        (tree / cgroup.lstrip("/")).mkdir(exist_ok=True)
+        directory = tree / cgroup.lstrip("/")
+        directory.mkdir(exist_ok=True)
+        _weigh(directory)
+
+
+def _weigh(directory: Path) -> None:
+    """Let all pods together weigh as much as one process on each core, where `directory` shares out CPU time.
+
+    By default they would weigh as much as a single process, so that one busy test starves a whole cluster.
+    """
+    cores = os.cpu_count() or 1
+    for name, default, highest in CPU_WEIGHTS:
+        if (directory / name).exists():
+            (directory / name).write_text(str(min(default * cores, highest)))
 
 
 def _enable_controllers(directory: Path) -> None:

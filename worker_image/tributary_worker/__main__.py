@@ -5,9 +5,11 @@ A stage is imported only when it is asked for, so that `aggregate` never loads t
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from tributary_worker.failures import run_stage
 
@@ -35,5 +37,19 @@ def main(argv: Sequence[str]) -> int:
     )
 
 
+def _end(code: int) -> NoReturn:
+    """End this process without the interpreter's shutdown.
+
+    After a failure a process group's threads still run, and the C++ runtime may abort the process for it:
+    the operator would see a signal where the contract has an exit code.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        _end(main(sys.argv[1:]))
+    except SystemExit as asked:  # SIGTERM, or a wrong option
+        _end(asked.code if isinstance(asked.code, int) else 0)
