@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from tributary_accounting.ledger import LedgerBroken
 from tributary_operator.accounting import AccountantDied
 from tributary_operator.api import Conflict, Forbidden, Invalid, Unreachable
@@ -30,7 +32,9 @@ _REASONS: tuple[tuple[type[Exception], str, Progress], ...] = (
     (Forbidden, "NoAccess", "stalled"),
     (Invalid, "Refused", "stalled"),
     (Conflict, "Conflict", "progressing"),
-    (Unreachable, "ApiServerUnreachable", "progressing"),
+    (Unreachable, "ApiServerUnavailable", "progressing"),
+    # An object that passed an older admission, or none: its owner must correct it.
+    (ValidationError, "SpecInvalid", "stalled"),
     (AccountantDied, "AccountantDied", "progressing"),
 )
 

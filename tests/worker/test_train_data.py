@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 
 import numpy as np
 import pyarrow
@@ -198,6 +199,14 @@ def test_a_mounted_volume_reads_like_a_bucket(tmp_path):
     files = files_of(data, MemoryStore(), tmp_path)
     assert files == MountedFiles(tmp_path / "notes")
     assert texts(read_private_data(files, data, 10)) == ["one", "two"]
+
+
+def test_a_file_name_need_not_be_utf_8(tmp_path):
+    name = os.fsdecode(b"na\xefve.jsonl")
+    (tmp_path / name).write_bytes(jsonl({"text": "one"}))
+    (tmp_path / "other.jsonl").write_bytes(jsonl({"text": "two"}))
+    files = files_of(client_data(uri="pvc://claim/"), MemoryStore(), tmp_path)
+    assert texts(read_private_data(files, client_data(), 10)) == ["one", "two"]
 
 
 def tokenized(records, task=TaskKind.CAUSAL_LM, length=8):

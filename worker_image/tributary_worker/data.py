@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,12 @@ class MountedFiles:
             raise FileNotFoundError
         for path in paths:
             if _is_data(path.name):
-                yield str(path.relative_to(self.path)), path.read_bytes()
+                yield _as_text(path.relative_to(self.path)), path.read_bytes()
+
+
+def _as_text(path: Path) -> str:
+    """A file's name as UTF-8, which a volume does not promise."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def files_of(data: ClientData, store: Objects, mount: Path) -> Files:
