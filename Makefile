@@ -68,6 +68,8 @@ lock: $(UV) ## Resolve the dependencies anew
 	$(COMPILE) requirements/worker.in -o requirements/worker.txt
 	$(COMPILE) requirements/dev.in -c requirements/operator.txt -o requirements/dev.txt
 	$(COMPILE) requirements/worker-dev.in -c requirements/worker.txt -o requirements/worker-dev.txt
+	$(COMPILE) requirements/bench.in -c requirements/worker.txt -o requirements/bench.txt
+	$(COMPILE) requirements/bench-flower.in -o requirements/bench-flower.txt
 
 $(UV):
 	@python3 -m venv $(CACHE)/uv-$(UV_VERSION) || \
@@ -87,4 +89,18 @@ $(UV):
 	[ -x .venv-worker/bin/python ] || $(UV) venv --quiet --python 3.11 .venv-worker
 	$(UV) pip sync --quiet --python .venv-worker/bin/python --require-hashes $<
 	$(UV) pip install --quiet --python .venv-worker/bin/python --no-deps --editable .
+	touch $@
+
+# The worker's libraries and Opacus: what benchmarks/ runs in.
+.venv-bench/stamp: requirements/bench.txt | $(UV)
+	[ -x .venv-bench/bin/python ] || $(UV) venv --quiet --python 3.11 .venv-bench
+	$(UV) pip sync --quiet --python .venv-bench/bin/python --require-hashes $<
+	$(UV) pip install --quiet --python .venv-bench/bin/python --no-deps --editable .
+	touch $@
+
+# Flower by itself: it pins another typer than transformers does. Our own code lies beside it, without torch.
+.venv-flower/stamp: requirements/bench-flower.txt | $(UV)
+	[ -x .venv-flower/bin/python ] || $(UV) venv --quiet --python 3.11 .venv-flower
+	$(UV) pip sync --quiet --python .venv-flower/bin/python --require-hashes $<
+	$(UV) pip install --quiet --python .venv-flower/bin/python --no-deps --editable .
 	touch $@
