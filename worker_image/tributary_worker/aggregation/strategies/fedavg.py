@@ -14,8 +14,8 @@ class FedAvg:
     needs_gram: ClassVar[bool] = False
     is_linear: ClassVar[bool] = True
 
-    def weights(self, declared: Array, gram: Array | None) -> Array:
+    def weights(self, declared: Array, _gram: Array | None, /) -> Array:
         return declared / declared.sum()
 
-    def combine(self, values: Array, weights: Array) -> Array:
+    def combine(self, values: Array, weights: Array, /) -> Array:
         return weights @ values
