@@ -11,7 +11,7 @@ from tributary_api.client import ClientData
 from tributary_api.meta import NamespacedName
 from tributary_api.records import Grant
 from tributary_api.release import CompressionStep, GateMetric
-from tributary_api.round import Aggregation, Method, Training
+from tributary_api.round import Aggregation, DeltaEncoding, Method, Training
 from tributary_api.shared import DatasetRef, ModelRef, StoreEndpoint, TaskKind
 
 TASK_ENV = "TRIBUTARY_TASK"
@@ -40,6 +40,8 @@ class TrainTask(ApiModel):
     """Exchange store. Credentials come from AWS_* in the environment."""
     delta_uri: str
     manifest_uri: str
+    delta_encoding: DeltaEncoding = DeltaEncoding.FLOAT32
+    """How the delta is stored; chosen after noise, so no part of the grant."""
     nodes: Annotated[int, Field(ge=1)] = 1
     processes_per_node: Annotated[int, Field(ge=1)] = 1
     rendezvous_host: str = ""

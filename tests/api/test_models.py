@@ -57,6 +57,7 @@ def test_the_same_run_keeps_its_key_whatever_surrounds_it():
     key = a_round().run_key
     assert a_round(suspend=True, ttlSecondsAfterFinished=1).run_key == key
     assert a_round(task="CausalLM", clientBackoffLimit=1).run_key == key, "defaults are filled in"
+    assert a_round(aggregation={"deltaEncoding": "Float32", "parallelism": 1}).run_key == key
     assert a_round(fieldOfALaterVersion={"x": 1}).run_key == key, "a downgrade must find the same run"
     assert len(key) == 40
     assert int(key, 16)

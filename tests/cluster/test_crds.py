@@ -118,6 +118,10 @@ def _leaves(value: object, path: str = "") -> set[str]:
     return {path}
 
 
+def optimizer(**changes: str) -> Object:
+    return {"name": "FedAdam", "learningRate": "1e-2", **changes}
+
+
 REFUSALS = [
     ("round", "spec.privacy.epsilon", "0", "epsilon must be above 0"),
     ("round", "spec.privacy.epsilon", "-1", "should match"),
@@ -137,6 +141,33 @@ REFUSALS = [
     ("round", "spec.clients.minAvailable", "120%", "should match"),
     ("round", "spec.training.learningRate", "0", "learningRate must be above 0"),
     ("round", "spec.training", REMOVED, "spec.training: Required value"),
+    ("round", "spec.aggregation", {"strategy": "Best"}, "Unsupported value"),
+    ("round", "spec.aggregation", {"strategy": "Krum"}, "byzantineClients goes with"),
+    ("round", "spec.aggregation", {"byzantineClients": 1}, "byzantineClients goes with"),
+    (
+        "round",
+        "spec.aggregation",
+        {"strategy": "Median", "normBound": "1"},
+        "normBound goes with NormBounding",
+    ),
+    (
+        "round",
+        "spec.aggregation",
+        {"strategy": "NormBounding", "normBound": "0"},
+        "normBound must be above 0",
+    ),
+    ("round", "spec.aggregation", {"deltaEncoding": "int8"}, "Unsupported value"),
+    ("round", "spec.aggregation", {"parallelism": 0}, "greater than or equal to 1"),
+    ("round", "spec.aggregation.serverOptimizer", {"name": "FedAdam"}, "learningRate: Required value"),
+    (
+        "round",
+        "spec.aggregation.serverOptimizer",
+        optimizer(learningRate="0"),
+        "learningRate must be above 0",
+    ),
+    ("round", "spec.aggregation.serverOptimizer", optimizer(beta1="1"), "beta1 and beta2 must be below 1"),
+    ("round", "spec.aggregation.serverOptimizer", optimizer(beta2="1.0"), "beta1 and beta2 must be below 1"),
+    ("round", "spec.aggregation.serverOptimizer", optimizer(tau="0"), "tau must be above 0"),
     ("client", "spec.consent.hubs", [], "spec.consent.hubs"),
     ("client", "spec.consent.expires", "tomorrow", "date-time"),
     ("client", "spec.privacy.budget.epsilon", "0.0", "epsilon must be above 0"),
@@ -168,6 +199,33 @@ def test_bad_input_is_refused_with_what_to_change(
     with pytest.raises(Refused) as refused:
         installed.create(changed(MAKERS[kind](namespace), path, value), "--dry-run=server")
     assert message in str(refused.value)
+
+
+STRATEGIES = [
+    ({"strategy": "Krum", "byzantineClients": 2}, 7),
+    ({"strategy": "MultiKrum", "byzantineClients": 1}, 5),
+    ({"strategy": "TrimmedMean", "byzantineClients": 2}, 5),
+    ({"strategy": "Median"}, 3),
+    ({"strategy": "GeometricMedian"}, 3),
+    ({"strategy": "NormBounding"}, 3),
+    ({"strategy": "NormBounding", "normBound": "2.5"}, 1),
+    ({"strategy": "FedAvg", "serverOptimizer": optimizer()}, 1),
+]
+
+
+@pytest.mark.parametrize(("aggregation", "clients_min"), STRATEGIES, ids=lambda value: str(value)[:70])
+def test_too_few_clients_for_a_strategy_are_refused_before_anything_is_spent(
+    installed: Kubectl, namespace: str, aggregation: Object, clients_min: int
+) -> None:
+    from tributary_api.round import Aggregation
+
+    assert Aggregation.model_validate(aggregation).clients_min == clients_min
+    wanted = changed(fround(namespace), "spec.aggregation", aggregation)
+    for field in ("spec.clients.minAvailable", "spec.clients.sample.count"):
+        installed.create(changed(wanted, field, clients_min), "--dry-run=server")
+        if clients_min > 1:
+            with pytest.raises(Refused, match="is too small for aggregation"):
+                installed.create(changed(wanted, field, clients_min - 1), "--dry-run=server")
 
 
 def test_unknown_fields_are_dropped_where_the_caller_is_lax(installed: Kubectl, namespace: str) -> None:

@@ -105,6 +105,18 @@ def job(fedround: Any, client: str, attempt: int = 0) -> str:
             reason="QuorumImpossible",
         ),
         case(
+            "quorum-too-small-for-the-strategy",
+            a_round(aggregation={"strategy": "Krum", "byzantineClients": 1}, clients={"minAvailable": "80%"}),
+            ObservedRound(selection=a_selection(*map(a_client, "abcde"))),
+            reason="StrategyImpossible",
+        ),
+        case(
+            "quorum-just-large-enough-for-the-strategy",
+            a_round(aggregation={"strategy": "Krum", "byzantineClients": 1}),
+            ObservedRound(selection=a_selection(*map(a_client, "abcde"))),
+            reason="Planning",
+        ),
+        case(
             "no-model",
             a_round(),
             ObservedRound(

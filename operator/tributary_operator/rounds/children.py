@@ -93,6 +93,7 @@ def train_task(run: Run, planned: PlannedClient, client: FederatedClient, attemp
         store=StoreEndpoint(endpoint=client.spec.store.endpoint, region=client.spec.store.region),
         delta_uri=planned.grant.delta_uri,
         manifest_uri=layout.delta_manifest(planned.client, run.plan.run_key),
+        delta_encoding=spec.aggregation.delta_encoding,
         nodes=planned.nodes,
         processes_per_node=client.spec.worker.processes_per_node,
         rendezvous_host=names.rendezvous_host(job, planned.client.namespace) if is_gang else "",

@@ -76,6 +76,8 @@ def _frozen(s: Situation, selection: Selection, base_model: ModelRef, who: Scree
     needed = quorum(s.fedround, len(cohort))
     if needed > len(cohort):
         return _impossible(needed, who)
+    if needed < s.fedround.spec.aggregation.clients_min:
+        return _too_few(s.fedround, needed)
     layout = s.settings.layout
     granted = [(c, grant(s.fedround, c, base_model, selection.sigmas[rounded(c)], layout)) for c in cohort]
     image = s.settings.worker_image
@@ -103,6 +105,19 @@ def _impossible(needed: int, who: Screening) -> Waiting:
     return Waiting(
         "QuorumImpossible",
         f"clients.minAvailable needs {needed} clients and {len(who.eligible)} may take part ({reasons}): "
+        "nothing was started or spent",
+        stalled=True,
+        poll_after=LOOK_AGAIN_AFTER,
+    )
+
+
+def _too_few(fedround: FederatedRound, needed: int) -> Waiting:
+    """The quorum alone would be too few deltas for the strategy: the whole cohort's budget would be lost."""
+    aggregation = fedround.spec.aggregation
+    return Waiting(
+        "StrategyImpossible",
+        f"{aggregation.strategy} needs {aggregation.clients_min} deltas and the quorum is {needed}: create "
+        "another round with more clients, a larger clients.minAvailable, fewer byzantineClients or FedAvg; "
         "nothing was started or spent",
         stalled=True,
         poll_after=LOOK_AGAIN_AFTER,
