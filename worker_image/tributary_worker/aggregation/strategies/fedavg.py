@@ -6,16 +6,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 from tributary_worker.aggregation.numbers import Array
+from tributary_worker.aggregation.strategies.linear import Linear
 
 
-class FedAvg:
+class FedAvg(Linear):
     """Σ wᵢ dᵢ with wᵢ the declared weight over the sum of all."""
 
     needs_gram: ClassVar[bool] = False
-    is_linear: ClassVar[bool] = True
 
     def weights(self, declared: Array, _gram: Array | None, /) -> Array:
         return declared / declared.sum()
-
-    def combine(self, values: Array, weights: Array, /) -> Array:
-        return weights @ values
