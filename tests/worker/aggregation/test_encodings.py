@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from tributary_worker.aggregation.encodings import (
     stored_tensor,
 )
 from tributary_worker.aggregation.encodings import encode as encode_tensor
-from tributary_worker.delta_file import delta_bytes
+from tributary_worker.delta_file import write_delta
 from tributary_worker.privacy.keystream import Keystream
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -35,6 +36,12 @@ LEVELS = {DeltaEncoding.INT8: 127, DeltaEncoding.INT4: 7}
 
 def noise(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def delta_bytes(delta: dict[str, Array], encoding: DeltaEncoding, rounding: Keystream) -> bytes:
+    file = BytesIO()
+    write_delta(file, delta, {}, encoding, rounding)
+    return file.getvalue()
 
 
 def stored(data: bytes, name: str, shape: tuple[int, ...], **limits: Any) -> StoredTensor:
@@ -162,6 +169,18 @@ def test_bytes_on_the_wire(encoding: DeltaEncoding, part_of_float32: float) -> N
     delta = {f"layer.{i}": noise(256, 256) for i in range(8)}
     sizes = [len(delta_bytes(delta, e, KEY)) for e in (encoding, DeltaEncoding.FLOAT32)]
     assert sizes[0] / sizes[1] == pytest.approx(part_of_float32, abs=0.002)
+
+
+@EVERY
+def test_the_norm_that_is_stated_is_that_of_what_is_read(encoding: DeltaEncoding) -> None:
+    trained, constant = {"b": noise(300, 7), "c": noise(5)}, {"a": noise(50, seed=1)}
+    file = BytesIO()
+    norm = write_delta(file, trained, constant, encoding, KEY)
+    data = file.getvalue()
+    read = np.concatenate([decoded(data, n, v.shape).reshape(-1) for n, v in trained.items()])
+    assert norm == pytest.approx(np.linalg.norm(read.astype(np.float64)), rel=1e-12)
+    header = read_header("delta", len(data), lambda start, length: data[start : start + length])
+    assert ("a" in header.tensors) is (encoding is DeltaEncoding.FLOAT32), "only there it costs nothing"
 
 
 @SCALED

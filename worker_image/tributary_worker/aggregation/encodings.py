@@ -100,26 +100,34 @@ def stored_tensor(
         raise EncodingError(
             f"tensor {name} has type {values.dtype}, not {', '.join(DTYPES[e] for e in allowed)}"
         )
-    elements = math.prod(shape)
-    due = (-(-elements // 2),) if encoding is DeltaEncoding.INT4 else shape
+    due, due_scales = encoded_shapes(encoding, shape)
     if values.shape != due:
         raise EncodingError(f"tensor {name} has shape {values.shape}, not {due}")
-    if encoding not in LEVELS:
-        return StoredTensor(encoding, elements, values, None)
+    if due_scales is None:
+        return StoredTensor(encoding, math.prod(shape), values, None)
     scales = tensors.get(name + SCALES_SUFFIX)
-    if scales is None or (scales.dtype, scales.shape) != ("F32", (_blocks(elements),)):
-        raise EncodingError(f"tensor {name} needs {name}{SCALES_SUFFIX}, F32 of shape ({_blocks(elements)},)")
-    return StoredTensor(encoding, elements, values, scales)
+    if scales is None or (scales.dtype, scales.shape) != ("F32", due_scales):
+        raise EncodingError(f"tensor {name} needs {name}{SCALES_SUFFIX}, F32 of shape {due_scales}")
+    return StoredTensor(encoding, math.prod(shape), values, scales)
 
 
-def decode_block(
-    stored: StoredTensor, values: bytes | memoryview, scales: bytes | memoryview, start: int, stop: int
+def encoded_shapes(
+    encoding: DeltaEncoding, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """The shapes of an encoded tensor and of its scales, if it has any."""
+    elements = math.prod(shape)
+    scales = (_blocks(elements),) if encoding in LEVELS else None
+    return ((-(-elements // 2),) if encoding is DeltaEncoding.INT4 else shape), scales
+
+
+def decode(
+    encoding: DeltaEncoding, values: bytes | memoryview, scales: bytes | memoryview, start: int, stop: int
 ) -> Array:
     """Elements [start, stop) from the bytes of their spans, as float32 (stop - start,), perhaps read-only.
 
     EncodingError if a scale is not a number above 0. Whether elements are finite is for the reader to check.
     """
-    match stored.encoding:
+    match encoding:
         case DeltaEncoding.FLOAT32:
             return np.frombuffer(values, "<f4")
         case DeltaEncoding.BFLOAT16:
@@ -132,6 +140,13 @@ def decode_block(
             whole = pairs[start % 2 :][: stop - start]
     _scale(whole, np.frombuffer(scales, "<f4"), start % BLOCK)
     return whole
+
+
+def decode_block(
+    stored: StoredTensor, values: bytes | memoryview, scales: bytes | memoryview, start: int, stop: int
+) -> Array:
+    """`decode` of a tensor in a file."""
+    return decode(stored.encoding, values, scales, start, stop)
 
 
 def _scale(whole: Array, scales: Array, skipped: int) -> None:
