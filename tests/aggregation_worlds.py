@@ -11,6 +11,7 @@ import numpy as np
 import structlog
 from memory_store import MemoryStore
 from safetensors.numpy import load_file, save
+from signers import OWNER_KEY
 
 from tributary_api.meta import NamespacedName
 from tributary_api.records import AggregateManifest, DeltaManifest, FileDigest
@@ -28,6 +29,7 @@ FROZEN = {"lora": {"rank": 3, "alpha": 6}}
 TRAINED_A = {"lora": {"rank": 3, "alpha": 6, "freezeA": False}}
 FULL: dict[str, Any] = {"full": {}}
 RANK, SCALE = 3, 2.0
+RECEIPT_KEY = OWNER_KEY.public
 
 Tensors = dict[str, np.ndarray]
 
@@ -61,6 +63,7 @@ class Round:
                 "deltaUri": LAYOUT.delta(client(name), RUN_KEY),
                 "manifestUri": LAYOUT.delta_manifest(client(name), RUN_KEY),
                 "grantDigest": grant_digest(name),
+                "receiptKey": RECEIPT_KEY,
                 "weight": weight,
             }
             for name, weight in self.weights.items()
@@ -86,7 +89,7 @@ class Round:
         uri = LAYOUT.delta(client(name), RUN_KEY)
         self.store.objects[uri] = data
         manifest = delta_manifest(name, self.base, digest_of_bytes(data, "delta.safetensors"))
-        manifest = manifest.model_copy(update=changes)
+        manifest = OWNER_KEY.signed(manifest.model_copy(update=changes))
         self.store.objects[LAYOUT.delta_manifest(client(name), RUN_KEY)] = manifest.canonical_json()
 
     def only(self, *names: str) -> Round:
@@ -104,7 +107,7 @@ class Round:
 
 
 def delta_manifest(name: str, base: ModelRef, file: FileDigest) -> DeltaManifest:
-    return DeltaManifest.model_validate(
+    manifest = DeltaManifest.model_validate(
         {
             "runKey": RUN_KEY,
             "client": client(name).to_json_object(),
@@ -126,6 +129,7 @@ def delta_manifest(name: str, base: ModelRef, file: FileDigest) -> DeltaManifest
             },
         }
     )
+    return OWNER_KEY.signed(manifest)
 
 
 def tensors_of(directory: Path) -> Tensors:

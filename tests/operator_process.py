@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 from installation import BUCKET, SYSTEM, WORKER_IMAGE
 from kube import Kubectl, Object
+from signers import HUB_ENVIRONMENT
 
 START_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 30.0
@@ -48,6 +49,7 @@ class OperatorProcess:
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "TRIBUTARY_WORKER_IMAGE": WORKER_IMAGE,
             "TRIBUTARY_BUCKET": BUCKET,
+            **HUB_ENVIRONMENT,
             "TRIBUTARY_STORE_ENDPOINT": self.store_endpoint,
             "TRIBUTARY_HEALTH_PORT": str(port),
             "TRIBUTARY_RESYNC_SECONDS": "20",

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kubernetes.aio.client import V1Deployment, V1Job, V1PodDisruptionBudget, V1Service
+from signers import HUB_ENVIRONMENT
 
 from tributary_api.records import CompressionManifest, GateVerdict, ModelScore
 from tributary_api.release import ModelRelease, ModelReleaseStatus, Revision
@@ -30,7 +31,9 @@ from tributary_operator.settings import Settings
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 IMAGE = "localhost/tributary-worker@sha256:" + "a" * 64
-SETTINGS = Settings.from_environment({"TRIBUTARY_WORKER_IMAGE": IMAGE, "TRIBUTARY_BUCKET": "tributary"})
+SETTINGS = Settings.from_environment(
+    {"TRIBUTARY_WORKER_IMAGE": IMAGE, "TRIBUTARY_BUCKET": "tributary", **HUB_ENVIRONMENT}
+)
 INT8 = {"quantize": {"scheme": "Int8"}}
 CRASH = WorkerFailure("InternalError", "it crashed", True)
 ANALYSIS_SECONDS = 10

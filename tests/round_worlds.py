@@ -7,6 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from signers import HUB_ENVIRONMENT, HUB_KEY, OWNER_KEY
+
 from tributary_api.client import FederatedClient
 from tributary_api.meta import NamespacedName
 from tributary_api.records import (
@@ -46,7 +48,9 @@ DIGEST = "sha256:" + "a" * 64
 IMAGE = "localhost/tributary-worker@" + DIGEST
 BASE = ModelRef(uri="s3://tributary/models/base", digest=DIGEST)
 NEW = ModelRef(uri="s3://tributary/models/new", digest="sha256:" + "b" * 64)
-SETTINGS = Settings.from_environment({"TRIBUTARY_WORKER_IMAGE": IMAGE, "TRIBUTARY_BUCKET": "tributary"})
+SETTINGS = Settings.from_environment(
+    {"TRIBUTARY_WORKER_IMAGE": IMAGE, "TRIBUTARY_BUCKET": "tributary", **HUB_ENVIRONMENT}
+)
 EVALUATION = {"dataset": {"uri": "s3://tributary/datasets/public.jsonl", "digest": DIGEST}}
 
 
@@ -103,7 +107,7 @@ def nn(name: str) -> NamespacedName:
 
 def a_plan(fedround: FederatedRound, clients: Iterable[FederatedClient]) -> RoundPlan:
     cohort = [(client, grant(fedround, client, BASE, 0.8, SETTINGS.layout)) for client in clients]
-    return plan(fedround, cohort, [], base_model=BASE, worker_image=IMAGE, now=T0)
+    return plan(fedround, cohort, [], base_model=BASE, worker_image=IMAGE, signing_key=HUB_KEY, now=T0)
 
 
 def a_delta(plan_: RoundPlan, name: str) -> DeltaManifest:
@@ -117,8 +121,14 @@ def a_delta(plan_: RoundPlan, name: str) -> DeltaManifest:
         self_test=figures,
     )
     file = FileDigest(path="delta.safetensors", size=1, sha256=DIGEST)
-    return DeltaManifest(
-        run_key=plan_.run_key, client=planned.client, base_model_digest=DIGEST, file=file, receipt=receipt
+    return OWNER_KEY.signed(
+        DeltaManifest(
+            run_key=plan_.run_key,
+            client=planned.client,
+            base_model_digest=planned.grant.base_model_digest,
+            file=file,
+            receipt=receipt,
+        )
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import tiny_models
 from memory_store import MemoryStore
+from signers import HUB_KEY, OWNER_KEY, TENANT_SECRET
 
 from tributary_accounting.ledger import Ledger
 from tributary_accounting.mechanism import dp_sgd
@@ -27,7 +28,8 @@ from tributary_worker.train import Surroundings
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 CLIENT = NamespacedName(namespace="clinic-a", name="notes")
 RUN_KEY = "0123456789abcdef0123456789abcdef01234567"
-TENANT_KEY = bytes(range(32))
+TENANT_KEY = TENANT_SECRET
+RECEIPT_KEY = OWNER_KEY.public
 NOWHERE = ModelRef(uri="s3://exchange/models/0", digest="sha256:" + "0" * 64)
 STEPS, BATCH, DECLARED = 3, 8, 40
 NOISE_MULTIPLIER = 1.0
@@ -78,7 +80,9 @@ def train_task(model: ModelRef, client: FederatedClient, **changes: Any) -> Trai
     }
     for name, change in changes.items():
         task[name] = task[name] | change if name in ("training", "data") else change
-    return TrainTask.model_validate({"grant": grant_of(task).to_json_object(), **task})
+    grant = grant_of(task)
+    signed = {"grant": grant.to_json_object(), "grantSignature": HUB_KEY.sign(grant).to_json_object()}
+    return TrainTask.model_validate({**signed, **task})
 
 
 def grant_of(task: dict[str, Any]) -> Grant:

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kube import Kubectl, Object, Refused
+from signers import OWNER_KEY
 
 from tributary_accounting.ledger import Ledger
 from tributary_api.base import sha256_of
@@ -168,7 +169,8 @@ class WorkerDouble:
         task = TrainTask.model_validate_json(text)
         grant = task.grant
         data_set = NamespacedName(namespace=grant.client.namespace, name=grant.data_name)
-        Ledger(self.store, task.ledger_uri, data_set, lambda: datetime.now(UTC)).launch(grant)
+        ledger = Ledger(self.store, task.ledger_uri, data_set, lambda: datetime.now(UTC))
+        ledger.launch(grant, OWNER_KEY.public)
         delta = f"delta of {grant.client}".encode()
         self.store.put_new(task.delta_uri, delta)
         figures = SelfTestFigures(planted_record_ratio=1.0, noise_std_ratio=1.0, trainable_parameters=8)
@@ -187,7 +189,7 @@ class WorkerDouble:
             file=file,
             receipt=receipt,
         )
-        self.store.put_new(task.manifest_uri, manifest.canonical_json(), retain=True)
+        self.store.put_new(task.manifest_uri, OWNER_KEY.signed(manifest).canonical_json(), retain=True)
 
     def _aggregate(self, text: str) -> None:
         task = AggregateTask.model_validate_json(text)

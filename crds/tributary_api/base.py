@@ -28,6 +28,9 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", max
 ImageReference = Annotated[str, Field(pattern=r"^[^\s@]+@sha256:[0-9a-f]{64}$", max_length=512)]
 """An image pinned by digest: a tag can be moved under a tenant's feet."""
 
+PublicKey = Annotated[str, Field(pattern=r"^ed25519:[0-9a-f]{64}$", max_length=72)]
+"""Public half of an Ed25519 key."""
+
 Quantity = Annotated[str | int, WithJsonSchema({"x-kubernetes-int-or-string": True})]
 IntOrPercent = Annotated[
     str | int,

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from tributary_api.base import ApiModel, DataUri, Decimal, ImageReference, Name, S3Uri, validations
+from tributary_api.base import ApiModel, DataUri, Decimal, ImageReference, Name, PublicKey, S3Uri, validations
 from tributary_api.meta import Conditions, ObjectMeta, waiting
 from tributary_api.shared import Placement, Resources, SecretName, Store
 
@@ -48,6 +48,8 @@ class ClientData(ApiModel):
 class HubConsent(ApiModel):
     namespace: Name
     """Namespace of a hub whose rounds this owner takes part in."""
+    public_key: PublicKey | None = None
+    """The hub's public key, as the hub's admin tells it; status.hubKey shows the one in use. Workers then refuse grants that another key signed."""
 
 
 class Consent(ApiModel):
@@ -98,7 +100,9 @@ class ClientPrivacy(ApiModel):
     ]
     """Folder of the append-only privacy ledger of this data set, in a bucket that this owner chose. Immutable."""
     noise_key_secret: SecretName = "tributary-noise-key"
-    """Secret of this namespace whose entry `key` (32 random bytes) keys the noise; the hub can never read it."""
+    """Secret of this namespace whose entry `key` (32 random bytes) keys the noise and signs receipts; the hub can never read it."""
+    receipt_key: PublicKey | None = None
+    """Public key of this owner's receipts, as `tributary privacy key` prints it. Given, a receipt that another key signed is refused."""
 
 
 class WorkerSpec(Placement):
@@ -150,6 +154,8 @@ class FederatedClientStatus(ApiModel):
     conditions: Conditions = waiting("Ready")
     """Ready: whether rounds can count on this client, and if not, why."""
     privacy: ClientPrivacyStatus = ClientPrivacyStatus()
+    hub_key: Annotated[str, Field(max_length=72)] = ""
+    """Public key of the operator that writes this status. Compare it with what the hub's admin says, then name it in spec.consent.hubs."""
 
 
 class FederatedClient(ApiModel):

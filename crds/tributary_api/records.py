@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tributary_api.base import ApiModel, Decimal, Digest, S3Uri, canonical_json, sha256_of
+from tributary_api.base import ApiModel, Decimal, Digest, PublicKey, S3Uri, canonical_json, sha256_of
 from tributary_api.meta import NamespacedName
 from tributary_api.round import ClientFailure, Method, Training
 from tributary_api.shared import Metric, ModelRef, TaskKind
@@ -73,11 +73,21 @@ class Grant(ApiModel):
         return sha256_of(self.canonical_json())
 
 
+class Signature(ApiModel):
+    """An Ed25519 signature (RFC 8032) of a record's canonical JSON, `tributary_accounting.signatures`."""
+
+    key: PublicKey
+    """Of whoever signed. A signature says something only where this key is known from elsewhere."""
+    value: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+
 class PlannedClient(ApiModel):
     """A member of the cohort, frozen."""
 
     client: NamespacedName
     grant: Grant
+    grant_signature: Signature
+    """The hub's."""
     weight: Annotated[float, Field(gt=0)]
     """Weight of this client's delta in the mean."""
     ledger_uri: str
@@ -161,6 +171,8 @@ class DeltaManifest(ApiModel):
     base_model_digest: Digest
     file: FileDigest
     receipt: Receipt
+    signature: Signature | None = None
+    """The tenant's, of everything else in here: a receipt cannot be moved to another delta. Unsigned is refused."""
 
 
 class AggregateManifest(ApiModel):
@@ -280,6 +292,8 @@ class LedgerEntry(ApiModel):
     delta: Decimal
     recorded_at: datetime
     reason: str = ""
+    receipt_key: PublicKey | None = None
+    """Of a launch: the key that the worker signs its receipt with. Nobody can change it afterwards."""
 
     @property
     def digest(self) -> str:

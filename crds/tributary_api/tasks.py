@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tributary_api.base import ApiModel, Digest
+from tributary_api.base import ApiModel, Digest, PublicKey
 from tributary_api.client import ClientData
 from tributary_api.meta import NamespacedName
-from tributary_api.records import Grant
+from tributary_api.records import Grant, Signature
 from tributary_api.release import CompressionStep, GateMetric
 from tributary_api.round import Aggregation, DeltaEncoding, Method, Training
 from tributary_api.shared import DatasetRef, ModelRef, StoreEndpoint, TaskKind
@@ -30,6 +30,8 @@ SERVE_PORT = 8080
 
 class TrainTask(ApiModel):
     grant: Grant
+    grant_signature: Signature
+    """The hub's."""
     base_model: ModelRef
     task: TaskKind
     method: Method
@@ -55,6 +57,8 @@ class DeltaInput(ApiModel):
     delta_uri: str
     manifest_uri: str
     grant_digest: Digest
+    receipt_key: PublicKey
+    """The key that the manifest must be signed with."""
     weight: Annotated[float, Field(gt=0)]
 
 

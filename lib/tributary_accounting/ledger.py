@@ -9,7 +9,7 @@ between processes that know nothing of each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -68,6 +68,11 @@ class Chain:
     def grant_digest(self, run_key: str) -> str | None:
         """The grant that was reserved for the run."""
         return next((entry.grant_digest for entry in self.entries if entry.run_key == run_key), None)
+
+    def receipt_key(self, run_key: str) -> str | None:
+        """The key that the run's worker signs with, once it has launched."""
+        keys = (e.receipt_key for e in self.entries if e.run_key == run_key and e.kind is LedgerKind.LAUNCH)
+        return next(keys, None)
 
     def charged(self) -> list[MechanismSpec]:
         """Every mechanism that was reserved and not released: assumed to be spent."""
@@ -168,13 +173,21 @@ class Ledger:
 
         return self._append(LedgerKind.RESERVE, grant, check, known)
 
-    def launch(self, grant: Grant, known: Chain = EMPTY) -> Chain:
+    def launch(self, grant: Grant, receipt_key: str, known: Chain = EMPTY) -> Chain:
         """The worker starts: from now on the cost counts as spent, whatever happens to the worker.
 
         Raises:
-            LedgerRefused: there is no reservation with this very grant, or it was released or settled.
+            LedgerRefused: there is no reservation with this very grant, it was released or settled, or an
+                earlier attempt had another key, and so other noise.
         """
-        return self._append(LedgerKind.LAUNCH, grant, _nothing, known)
+        chain = self._append(LedgerKind.LAUNCH, grant, _nothing, known, receipt_key=receipt_key)
+        first = chain.receipt_key(grant.run_key)
+        if first != receipt_key:
+            raise LedgerRefused(
+                f"run {grant.run_key} was launched with the key {first}, and this worker has {receipt_key}: "
+                "restore the Secret of the noise key, for another one would make a second delta"
+            )
+        return chain
 
     def settle(self, grant: Grant, known: Chain = EMPTY) -> Chain:
         """The delta was delivered."""
@@ -186,12 +199,12 @@ class Ledger:
         if chain.state(grant.run_key) is not LedgerKind.RESERVE:
             return chain
         try:
-            return self._append(LedgerKind.RELEASE, grant, _nothing, chain, reason)
+            return self._append(LedgerKind.RELEASE, grant, _nothing, chain, reason=reason)
         except LedgerRefused:  # the worker launched in between
             return self.read(chain)
 
     def _append(
-        self, kind: LedgerKind, grant: Grant, check: Callable[[Chain], None], known: Chain, reason: str = ""
+        self, kind: LedgerKind, grant: Grant, check: Callable[[Chain], None], known: Chain, **facts: str
     ) -> Chain:
         chain = known
         for _ in range(APPEND_ATTEMPTS_MAX):
@@ -199,7 +212,7 @@ class Ledger:
             if not _is_due(kind, chain, grant):
                 return chain
             check(chain)
-            entry = self._entry(kind, chain, grant, reason)
+            entry = self._entry(kind, chain, grant, facts)
             try:
                 self.store.put_new(ledger_entry(self.uri, entry.n), entry.canonical_json(), retain=True)
             except ObjectExists:
@@ -207,7 +220,7 @@ class Ledger:
             return Chain((*chain.entries, entry))
         raise LedgerRefused(f"{self.uri} is written by too many at once: try again later")
 
-    def _entry(self, kind: LedgerKind, chain: Chain, grant: Grant, reason: str) -> LedgerEntry:
+    def _entry(self, kind: LedgerKind, chain: Chain, grant: Grant, facts: Mapping[str, str]) -> LedgerEntry:
         return LedgerEntry(
             n=len(chain.entries),
             previous=chain.head,
@@ -220,7 +233,8 @@ class Ledger:
             mechanism=grant.mechanism,
             delta=grant.delta,
             recorded_at=self.clock(),
-            reason=reason,
+            reason=facts.get("reason", ""),
+            receipt_key=facts.get("receipt_key"),
         )
 
 

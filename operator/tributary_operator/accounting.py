@@ -168,13 +168,14 @@ class Accounting:
             StoreError: it cannot be read.
         """
         ref = LedgerRef.of(client)
-        chain = await self._read(ref)
+        chain = await self.chain(ref)
         _check_mirror(client.status.privacy, chain, ref)
         delta = client.spec.privacy.budget.delta
         charged = await self.epsilon(chain.charged(), delta)
         return Account(chain, charged, await self.epsilon(chain.launched(), delta))
 
-    async def _read(self, ref: LedgerRef) -> Chain:
+    async def chain(self, ref: LedgerRef) -> Chain:
+        """The ledger as it is now, verified. Raises LedgerBroken or a StoreError."""
         metrics.STORE_REQUESTS.labels("ledger").inc()
         chain = await self._records.in_thread(self._ledger(ref).read, self._chains.get(ref, EMPTY))
         return self._remember(ref, chain)
@@ -202,7 +203,7 @@ class Accounting:
 
         Raises BudgetExceeded, LedgerRefused, LedgerBroken or a StoreError.
         """
-        known = await self._read(ref)
+        known = await self.chain(ref)
         _check_mirror(mirror, known, ref)
         try:
             chain = await self._compute(_reserve, self._endpoint, ref, grant, budget, known)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from typing import Annotated, Self
 
-from pydantic import AliasGenerator, ConfigDict, Field, Json, ValidationError
+from pydantic import AliasGenerator, BeforeValidator, ConfigDict, Field, Json, ValidationError
 
+from tributary_accounting.signatures import SigningKey
 from tributary_api.base import ApiModel, ImageReference
 from tributary_api.shared import Resources, StoreEndpoint
 from tributary_store.keys import Layout
@@ -22,13 +24,24 @@ def _environment_name(field: str) -> str:
     return PREFIX + field.upper()
 
 
+def _signing_key(text: object) -> SigningKey:
+    """Of a base64 text, as `head -c 32 /dev/urandom | base64` writes it."""
+    return SigningKey(base64.b64decode(str(text).strip(), validate=True))
+
+
 class Settings(ApiModel):
-    model_config = ConfigDict(alias_generator=AliasGenerator(validation_alias=_environment_name))
+    model_config = ConfigDict(
+        alias_generator=AliasGenerator(validation_alias=_environment_name),
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,  # one of them is a key
+    )
 
     worker_image: ImageReference
     """Image of all stages, pinned by digest; tenants allow it by this very reference."""
     bucket: Annotated[str, Field(min_length=3, max_length=63)]
     """Exchange bucket: models, deltas, plans and outcomes."""
+    signing_key: Annotated[SigningKey, BeforeValidator(_signing_key)]
+    """Signs grants: base64 of 32 random bytes, made once. Owners may trust its public half alone."""
     store_endpoint: str = ""
     """URL of the S3 endpoint as the operator reaches it; empty for AWS."""
     store_endpoint_for_pods: str = ""

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from installation import HUB, OPERATOR_IMAGE, SYSTEM, WORKER_IMAGE, client_values, operator_values, rendered
 from kube import CHARTS, Object, Refused, run
+from signers import HUB_ENVIRONMENT
 
 from tributary_api.client import WORKER_SERVICE_ACCOUNT
 from tributary_api.crdgen import KINDS
@@ -65,11 +66,35 @@ def test_the_chart_sets_exactly_the_operators_settings(operator_chart: list[Obje
 
 def test_the_charts_values_make_valid_settings(operator_chart: list[Object]) -> None:
     container = operator_container(operator_chart)
-    environment = {e["name"]: e["value"] for e in container["env"] if "value" in e}
+    environment = {e["name"]: e["value"] for e in container["env"] if "value" in e} | HUB_ENVIRONMENT
     settings = Settings.from_environment(environment)
     assert settings.worker_image == WORKER_IMAGE
     assert settings.hub_job_resources.limits == {"memory": "4Gi"}
     assert settings.store_for_pods.endpoint == "http://s3.example:9000"
+
+
+def test_the_signing_key_is_one_that_the_operator_takes_and_is_kept(
+    helm: Path, operator_chart: list[Object]
+) -> None:
+    secret = find(operator_chart, "Secret", "tributary-signing-key")
+    again = find(rendered(helm, "tributary", SYSTEM, operator_values()), "Secret", "tributary-signing-key")
+    (variable,) = [e for e in operator_container(operator_chart)["env"] if e["name"] in HUB_ENVIRONMENT]
+    assert variable["valueFrom"]["secretKeyRef"] == {"name": "tributary-signing-key", "key": "key"}
+    text = base64.b64decode(secret["data"]["key"]).decode()
+    assert Settings.from_environment(
+        {"TRIBUTARY_WORKER_IMAGE": WORKER_IMAGE, "TRIBUTARY_BUCKET": "tributary", variable["name"]: text}
+    ).signing_key.public.startswith("ed25519:")
+    assert secret["data"] != again["data"]
+    assert secret["metadata"]["namespace"] == SYSTEM
+    assert secret["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+def test_a_signing_key_can_be_brought(helm: Path) -> None:
+    values = operator_values(signingKey={"create": False, "secretName": "tributary-mine"})
+    objects = rendered(helm, "tributary", SYSTEM, values)
+    assert not [o for o in objects if o["kind"] == "Secret" and "signing" in o["metadata"]["name"]]
+    (variable,) = [e for e in operator_container(objects)["env"] if e["name"] in HUB_ENVIRONMENT]
+    assert variable["valueFrom"]["secretKeyRef"]["name"] == "tributary-mine"
 
 
 def test_tuning_defaults_are_those_of_the_settings(operator_chart: list[Object]) -> None:

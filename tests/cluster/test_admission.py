@@ -51,6 +51,7 @@ from installation import WORKER_IMAGE, client_values, rendered
 from kube import PINNED, Kubectl, Object, Refused
 from kubernetes.aio.client import ApiClient, Configuration
 from round_worlds import EVALUATION, NEW, SETTINGS, a_plan, a_round
+from signers import OWNER_KEY
 
 from tributary_api.client import FederatedClient
 from tributary_api.tasks import DATA_MOUNT_PATH, NOISE_KEY_PATH, TASK_ENV
@@ -210,7 +211,7 @@ async def test_what_the_operators_builders_make_is_admitted(
     for manifest in (
         children.train_job(run, plan.cohort[0], client, 0),
         children.rendezvous_service(run, plan.cohort[0], attempt=0, job_uid=None),
-        children.aggregate_job(run, [plan.cohort[0].client], 0),
+        children.aggregate_job(run, {plan.cohort[0].client: OWNER_KEY.public}, 0),
         children.evaluate_job(run, NEW, 0),
     ):
         operator.create(plain(manifest), "--dry-run=server")

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from signers import HUB_KEY, OWNER_KEY
 
 from tributary_accounting import accountant
 from tributary_accounting.ledger import BudgetExceeded, Ledger, LedgerBroken, LedgerRefused, read
@@ -20,6 +21,7 @@ URI = "s3://owner/ledger/notes/"
 DATA_SET = NamespacedName(namespace="clinic-a", name="notes")
 DELTA = 1e-5
 MECHANISM = dp_sgd(10_000, 256, 40, 0.7471, 0.5)  # ε = 3 at δ = 1e-5
+KEY = OWNER_KEY.public
 PLENTY = PrivacyBudget(epsilon="100", delta="1e-5")
 
 
@@ -72,7 +74,7 @@ def test_a_run_goes_from_reserved_to_settled_and_each_step_counts_once():
     ledger, grant = a_ledger(), a_grant()
     for step in (
         lambda: ledger.reserve(grant, PLENTY),
-        lambda: ledger.launch(grant),
+        lambda: ledger.launch(grant, KEY),
         lambda: ledger.settle(grant),
     ):
         assert step() == step()
@@ -93,33 +95,44 @@ def test_release_gives_back_only_what_never_ran():
     ledger = a_ledger()
     ledger.reserve(a_grant("never"), PLENTY)
     ledger.reserve(a_grant("ran"), PLENTY)
-    ledger.launch(a_grant("ran"))
+    ledger.launch(a_grant("ran"), KEY)
     ledger.release(a_grant("never"), "round failed")
     assert ledger.release(a_grant("ran"), "round failed").state("ran") is LedgerKind.LAUNCH
     assert ledger.read().charged() == [MECHANISM]
     with pytest.raises(LedgerRefused, match="released"):
-        ledger.launch(a_grant("never"))
+        ledger.launch(a_grant("never"), KEY)
 
 
 def test_launch_needs_the_very_grant_that_was_reserved():
     ledger = a_ledger()
     with pytest.raises(LedgerRefused, match="no reservation"):
-        ledger.launch(a_grant())
+        ledger.launch(a_grant(), KEY)
     ledger.reserve(a_grant(), PLENTY)
     with pytest.raises(LedgerRefused, match="another grant"):
-        ledger.launch(a_grant(mechanism=dp_sgd(10_000, 256, 40, 0.1, 0.5)))
+        ledger.launch(a_grant(mechanism=dp_sgd(10_000, 256, 40, 0.1, 0.5)), KEY)
     with pytest.raises(LedgerRefused, match="another grant"):
-        ledger.launch(a_grant(computation="sha256:" + "2" * 64))
+        ledger.launch(a_grant(computation="sha256:" + "2" * 64), KEY)
 
 
 def test_a_settled_run_is_never_launched_again():
     ledger = a_ledger()
     ledger.reserve(a_grant(), PLENTY)
-    ledger.launch(a_grant())
+    ledger.launch(a_grant(), KEY)
     settled = ledger.settle(a_grant())
     with pytest.raises(LedgerRefused, match="used up"):
-        ledger.launch(a_grant())
+        ledger.launch(a_grant(), KEY)
     assert ledger.read() == settled
+
+
+def test_a_retry_with_another_key_would_make_a_second_delta_and_is_refused():
+    ledger = a_ledger()
+    ledger.reserve(a_grant(), PLENTY)
+    first = ledger.launch(a_grant(), KEY)
+    assert ledger.launch(a_grant(), KEY) == first
+    assert first.receipt_key("run-1") == KEY
+    with pytest.raises(LedgerRefused, match="restore the Secret"):
+        ledger.launch(a_grant(), HUB_KEY.public)
+    assert ledger.read() == first
 
 
 def test_a_chain_that_became_shorter_is_refused():
@@ -136,7 +149,7 @@ def test_any_changed_byte_is_found(position, byte, value):
     store = Objects()
     ledger = a_ledger(store)
     ledger.reserve(a_grant(), PLENTY)
-    ledger.launch(a_grant())
+    ledger.launch(a_grant(), KEY)
     ledger.reserve(a_grant("run-2"), PLENTY)
     known = ledger.settle(a_grant())
     uri = ledger_entry(URI, position)
@@ -198,9 +211,11 @@ def test_recorded_is_never_below_true_when_any_write_dies(steps, fault_list):
                 ledger.reserve(grant, PLENTY)
             elif step == "release":
                 ledger.release(grant, "test")
-            else:
-                getattr(ledger, step)(grant)
+            elif step == "launch":
+                ledger.launch(grant, KEY)
                 running.add(run)
+            else:
+                ledger.settle(grant)
         except (StoreUnreachable, LedgerRefused):
             continue
     chain = ledger.read()

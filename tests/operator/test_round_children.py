@@ -11,6 +11,7 @@ import pytest
 import yaml
 from kubernetes.aio.client import ApiClient, Configuration
 from round_worlds import EVALUATION, IMAGE, NEW, SETTINGS, a_client, a_plan, a_round, nn
+from signers import OWNER_KEY
 
 from tributary_api.shared import Resources
 from tributary_api.tasks import TASK_ENV, TrainTask
@@ -40,7 +41,7 @@ RUN = Run(ROUND, a_plan(ROUND, [GANG]), SETTINGS)
 MANIFESTS = {
     "train-job": children.train_job(RUN, PLANNED, GANG, 1),
     "rendezvous-service": children.rendezvous_service(RUN, PLANNED, attempt=1, job_uid="uid-of-the-job"),
-    "aggregate-job": children.aggregate_job(RUN, [nn("a")], 0),
+    "aggregate-job": children.aggregate_job(RUN, {nn("a"): OWNER_KEY.public}, 0),
     "evaluate-job": children.evaluate_job(RUN, NEW, 0),
 }
 

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from kubernetes.aio.client import V1Job, V1ObjectMeta
 from round_worlds import BASE, SETTINGS, T0, a_client, a_delta, a_plan, a_round, decided, nn
+from signers import HUB_KEY, OWNER_KEY
 
-from tributary_accounting.ledger import Chain
-from tributary_api.records import BundleManifest, RoundPlan
+from tributary_accounting.ledger import Chain, LedgerBroken
+from tributary_accounting.signatures import SigningKey
+from tributary_api.records import BundleManifest, LedgerEntry, LedgerKind, RoundPlan
 from tributary_operator import names
-from tributary_operator.accounting import Account
+from tributary_operator.accounting import Account, LedgerRef
 from tributary_operator.api import Forbidden
 from tributary_operator.clients.reconciler import ClientReconciler
 from tributary_operator.jobs import Denied
@@ -77,8 +79,36 @@ class Cluster:
         """Events are no matter here."""
 
 
+def launched(client: str, receipt_key: str | None = OWNER_KEY.public) -> Chain:
+    """The ledger of a client whose worker has started; without a key: has not."""
+    grant = next(planned.grant for planned in PLAN.cohort if planned.client == nn(client))
+    entry = LedgerEntry(
+        n=0,
+        kind=LedgerKind.LAUNCH if receipt_key else LedgerKind.RESERVE,
+        data_set=nn(client),
+        client=nn(client),
+        run_key=grant.run_key,
+        grant_digest=grant.digest,
+        hub_namespace="hub",
+        mechanism=grant.mechanism,
+        delta=grant.delta,
+        recorded_at=T0,
+        receipt_key=receipt_key,
+    )
+    return Chain((entry,))
+
+
+@dataclass
 class Accounting:
-    """Empty ledgers, and noise that is already solved for."""
+    """Ledgers of workers that have launched, and noise that is already solved for."""
+
+    ledgers: dict[str, Chain | Exception] = field(default_factory=dict)
+
+    async def chain(self, ref: LedgerRef) -> Chain:
+        found = self.ledgers.get(ref.data_set.namespace) or launched(ref.data_set.namespace)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     async def account(self, _: Any) -> Account:
         return Account(Chain(), 0.0, 0.0)
@@ -91,7 +121,11 @@ def raw_client(name: str) -> Any:
     return json.loads(a_client(name).model_dump_json(by_alias=True, exclude_none=True))
 
 
-def a_world(clients: list[Any], held: dict[str, bytes | Exception]) -> World:
+def a_world(
+    clients: list[Any],
+    held: dict[str, bytes | Exception],
+    ledgers: dict[str, Chain | Exception] | None = None,
+) -> World:
     def cached(_: Kind, namespace: str, name: str) -> Any:
         return next((raw for raw in clients if raw["metadata"]["namespace"] == namespace), None)
 
@@ -100,15 +134,19 @@ def a_world(clients: list[Any], held: dict[str, bytes | Exception]) -> World:
         cluster=Cluster(clients),  # type: ignore[arg-type]
         jobs=Watches(),  # type: ignore[arg-type]
         records=Records(Objects(held), 1),  # type: ignore[arg-type]
-        accounting=Accounting(),  # type: ignore[arg-type]
+        accounting=Accounting(ledgers or {}),  # type: ignore[arg-type]
         clock=lambda: T0,
         wake=lambda _: None,
         cached=cached,
     )
 
 
-async def observed(clients: list[Any], held: dict[str, bytes | Exception]) -> Any:
-    return await observe(a_world(clients, held), FEDROUND, "round", Memory())
+async def observed(
+    clients: list[Any],
+    held: dict[str, bytes | Exception],
+    ledgers: dict[str, Chain | Exception] | None = None,
+) -> Any:
+    return await observe(a_world(clients, held, ledgers), FEDROUND, "round", Memory())
 
 
 def a_planned_store(plan: RoundPlan = PLAN) -> dict[str, bytes | Exception]:
@@ -118,13 +156,19 @@ def a_planned_store(plan: RoundPlan = PLAN) -> dict[str, bytes | Exception]:
     }
 
 
+OTHER_FILE = a_delta(PLAN, "a").file.model_copy(update={"size": 2})
+
+
 @pytest.mark.parametrize(
     ("manifest", "reason"),
     [
         (b"no JSON", "DeltaUnreadable"),
         (b"{}", "DeltaUnreadable"),
         (AccessDenied("no"), "DeltaDenied"),
-        (a_delta(a_plan(FEDROUND, [a_client("b")]), "b").canonical_json(), "ReceiptMismatch"),
+        (a_delta(PLAN, "b").canonical_json(), "ReceiptMismatch"),
+        (a_delta(PLAN, "a").model_copy(update={"signature": None}).canonical_json(), "ReceiptMismatch"),
+        (HUB_KEY.signed(a_delta(PLAN, "a")).canonical_json(), "ReceiptMismatch"),
+        (a_delta(PLAN, "a").model_copy(update={"file": OTHER_FILE}).canonical_json(), "ReceiptMismatch"),
     ],
 )
 async def test_a_delta_that_cannot_be_used_costs_the_round_its_client_alone(
@@ -135,6 +179,36 @@ async def test_a_delta_that_cannot_be_used_costs_the_round_its_client_alone(
     assert {client: problem.reason for client, problem in seen.refused.items()} == {nn("a"): reason}
     assert seen.deltas.keys() == {nn("b")}
     assert decided(FEDROUND, seen).status.conditions, "the round goes on"
+
+
+@pytest.mark.parametrize(
+    ("ledger", "reason"),
+    [
+        (launched("a", None), "ReceiptMismatch"),
+        (launched("a", HUB_KEY.public), "ReceiptMismatch"),
+        (LedgerBroken("altered"), "LedgerBroken"),
+    ],
+)
+async def test_a_delta_counts_only_with_the_key_that_its_worker_named_in_the_owners_ledger(
+    ledger: Chain | Exception, reason: str
+) -> None:
+    store = {**a_planned_store(), LAYOUT.delta_manifest(nn("a"), PLAN.run_key): DELTA_OF_A}
+    seen = await observed([raw_client("a"), raw_client("b")], store, {"a": ledger})
+    assert {client: problem.reason for client, problem in seen.refused.items()} == {nn("a"): reason}
+    assert seen.deltas.keys() == {nn("b")}
+
+
+DELTA_OF_A = a_delta(PLAN, "a").canonical_json()
+
+
+@pytest.mark.parametrize(("own", "taken"), [(OWNER_KEY, True), (HUB_KEY, False)])
+async def test_an_owner_may_say_which_key_signs(own: SigningKey, taken: bool) -> None:
+    store = {LAYOUT.plan(PLAN.run_key): PLAN.canonical_json()}
+    store[LAYOUT.delta_manifest(nn("a"), PLAN.run_key)] = DELTA_OF_A
+    raw = raw_client("a")
+    raw["spec"]["privacy"]["receiptKey"] = own.public
+    seen = await observed([raw, raw_client("b")], store)
+    assert (nn("a") in seen.deltas) is taken
 
 
 def broken(name: str) -> Any:

@@ -10,7 +10,9 @@ import tiny_models
 import torch
 import training_worlds as worlds
 from safetensors.torch import load
+from signers import HUB_KEY
 
+from tributary_accounting import receipts
 from tributary_api.failures import Reason
 from tributary_api.records import DeltaManifest, LedgerKind
 from tributary_store.digests import digest_of_bytes
@@ -44,7 +46,8 @@ def test_a_training_publishes_a_delta_with_its_receipt(make, tmp_path, capfd):
     manifest, tensors = trained(world)
     data = world.store.get(world.task.delta_uri)
     assert manifest.file == digest_of_bytes(data, "delta.safetensors")
-    assert manifest.receipt.grant_digest == world.task.grant.digest
+    receipts.check(manifest, world.task.grant, worlds.RECEIPT_KEY)
+    assert world.ledger.read().receipt_key(worlds.RUN_KEY) == worlds.RECEIPT_KEY
     assert manifest.receipt.self_test.noise_std_ratio == pytest.approx(1.0, abs=0.02)
     assert all(bool(torch.isfinite(t).all()) for t in tensors.values())
     assert all(float(t.abs().max()) > 0 for name, t in tensors.items() if "lora_B" in name)
@@ -104,7 +107,17 @@ def test_a_manifest_of_another_grant_is_not_adopted(tmp_path):
     trained(world)
     grant = world.task.grant.model_copy(update={"epsilon": "3"})
     world.task = world.task.model_copy(update={"grant": grant})
-    with pytest.raises(StageFailure, match="another grant"):
+    with pytest.raises(StageFailure, match="not for the grant"):
+        train(world.task, world.surroundings)
+
+
+def test_a_manifest_that_the_owner_did_not_sign_is_in_the_way_and_not_adopted(tmp_path):
+    world = worlds.world(tmp_path)
+    uri = world.task.manifest_uri
+    trained(world)
+    manifest = DeltaManifest.model_validate_json(world.store.objects[uri])
+    world.store.objects[uri] = HUB_KEY.signed(manifest).canonical_json()
+    with pytest.raises(StageFailure, match=f"in the way.*{worlds.RECEIPT_KEY}"):
         train(world.task, world.surroundings)
 
 

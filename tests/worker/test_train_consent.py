@@ -8,6 +8,7 @@ import pytest
 import training_worlds as worlds
 from api_servers import CLIENT_PATH as PATH
 from api_servers import api_server, write_certificate
+from signers import HUB_KEY, OWNER_KEY
 
 from tributary_api.failures import Reason
 from tributary_api.round import LoraMethod, Method
@@ -29,7 +30,7 @@ def object_with(**spec):
 
 
 def test_what_the_owner_agreed_to_is_not_refused():
-    check_consent(TASK, CLIENT, worlds.NOW)
+    check_consent(TASK, CLIENT, worlds.RECEIPT_KEY, worlds.NOW)
     check_grant(TASK)
 
 
@@ -45,6 +46,8 @@ def test_what_the_owner_agreed_to_is_not_refused():
         (object_with(privacy={"ledgerUri": "s3://own/new-ledger/"}), "ledger"),
         (object_with(store={"endpoint": "http://elsewhere"}), "store"),
         (object_with(privacy={"maxRoundEpsilon": "3.9"}), "maxRoundEpsilon"),
+        (object_with(consent={"hubs": [{"namespace": "hub", "publicKey": OWNER_KEY.public}]}), "trusts only"),
+        (object_with(privacy={"receiptKey": HUB_KEY.public}), "receiptKey"),
         (object_with(privacy={"budget": {"epsilon": "8", "delta": "1e-6"}}), "delta"),
         (CLIENT.model_copy(update={"metadata": CLIENT.metadata.model_copy(
             update={"deletion_timestamp": worlds.NOW})}), "deleted"),
@@ -52,16 +55,45 @@ def test_what_the_owner_agreed_to_is_not_refused():
 )  # fmt: skip
 def test_what_the_owner_did_not_agree_to_is_refused(client, words):
     with pytest.raises(StageFailure, match=words) as failure:
-        check_consent(TASK, client, worlds.NOW)
+        check_consent(TASK, client, worlds.RECEIPT_KEY, worlds.NOW)
     assert failure.value.reason is Reason.CONSENT_REFUSED
     assert not failure.value.retryable
 
 
+def test_keys_that_the_owner_names_are_accepted():
+    client = object_with(
+        consent={"hubs": [{"namespace": "hub", "publicKey": HUB_KEY.public}]},
+        privacy={"receiptKey": worlds.RECEIPT_KEY},
+    )
+    check_consent(TASK, client, worlds.RECEIPT_KEY, worlds.NOW)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"grant": TASK.grant.model_copy(update={"epsilon": "4.0"})},
+        {"grant_signature": HUB_KEY.sign(TASK.grant.model_copy(update={"round_name": "round-2"}))},
+        {"grant_signature": HUB_KEY.sign(TASK.grant).model_copy(update={"key": OWNER_KEY.public})},
+    ],
+    ids=["altered", "of another grant", "under another's name"],
+)
+def test_a_grant_that_the_hub_did_not_sign_so_is_refused(change):
+    with pytest.raises(StageFailure, match="altered") as failure:
+        check_grant(TASK.model_copy(update=change))
+    assert failure.value.reason is Reason.GRANT_REFUSED
+
+
+def signed(task, **grant):
+    """A hub that means it so."""
+    changed = task.grant.model_copy(update=grant)
+    return task.model_copy(update={"grant": changed, "grant_signature": HUB_KEY.sign(changed)})
+
+
 def test_a_grant_that_counts_on_more_examples_than_declared_is_refused():
     mechanism = TASK.grant.mechanism.model_copy(update={"num_examples": 50})
-    task = TASK.model_copy(update={"grant": TASK.grant.model_copy(update={"mechanism": mechanism})})
+    task = signed(TASK, mechanism=mechanism)
     with pytest.raises(StageFailure, match="more examples"):
-        check_consent(task, CLIENT, worlds.NOW)
+        check_consent(task, CLIENT, worlds.RECEIPT_KEY, worlds.NOW)
 
 
 def with_training(**settings):
@@ -80,12 +112,10 @@ def in_bucket(bucket):
 
 
 OTHER_MODEL = MODEL.model_copy(update={"digest": "sha256:" + "1" * 64})
-CHEAPER = TASK.grant.model_copy(update={"epsilon": "0.5"})
 
 
 def changed(**mechanism):
-    granted = TASK.grant.mechanism.model_copy(update=mechanism)
-    return TASK.model_copy(update={"grant": TASK.grant.model_copy(update={"mechanism": granted})})
+    return signed(TASK, mechanism=TASK.grant.mechanism.model_copy(update=mechanism))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +128,7 @@ def changed(**mechanism):
         (TASK.model_copy(update={"base_model": OTHER_MODEL}), "base model"),
         (TASK.model_copy(update={"delta_uri": TASK.delta_uri + "2"}), "must be written to"),
         (TASK.model_copy(update={"manifest_uri": TASK.delta_uri}), "must be written to"),
-        (TASK.model_copy(update={"grant": CHEAPER}), "costs epsilon"),
+        (signed(TASK, epsilon="0.5"), "costs epsilon"),
         (in_bucket("another"), "must be written to s3://exchange/"),
         (with_training(learning_rate="2e-2"), "method, training or task kind"),
         (with_training(micro_batch_size=2), "method, training or task kind"),

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tributary_accounting import accountant, ledger
 from tributary_accounting.mechanism import batch_cap
+from tributary_accounting.signatures import SignatureRefused, verify
 from tributary_api.base import GROUP, VERSION
 from tributary_api.client import FederatedClient, FederatedClientSpec, PrivacyBudget
 from tributary_api.failures import Reason
@@ -88,15 +89,20 @@ def _refused(name: NamespacedName, status: int) -> StageFailure:
     )
 
 
-def check_consent(task: TrainTask, client: FederatedClient, now: datetime) -> None:
-    """Raise unless the owner, as of `now`, agrees to this very task."""
-    if reason := next(_objections(task, client, now), None):
+def check_consent(task: TrainTask, client: FederatedClient, receipt_key: str, now: datetime) -> None:
+    """Raise unless the owner, as of `now`, agrees to this very task. `receipt_key` is what follows from the
+    owner's Secret."""
+    if reason := next(_objections(task, client, receipt_key, now), None):
         raise StageFailure(Reason.CONSENT_REFUSED, f"{task.grant.client}: {reason}")
 
 
 def check_grant(task: TrainTask) -> None:
-    """Raise unless the task's parameters are those of its grant, and cost no more than it says. Takes
-    seconds."""
+    """Raise unless the grant is as the hub signed it, the task's parameters are those of its grant, and cost
+    no more than it says. Takes seconds."""
+    try:
+        verify(task.grant, task.grant_signature)
+    except SignatureRefused as error:
+        raise StageFailure(Reason.GRANT_REFUSED, f"{error}: the hub must plan the round again") from error
     if reason := next(_contradictions(task), None):
         raise StageFailure(Reason.GRANT_REFUSED, reason)
 
@@ -113,10 +119,11 @@ def check_reservation(book: ledger.Ledger, grant: Grant, budget: PrivacyBudget) 
             raise ledger.BudgetExceeded(f"the ledger charges epsilon {epsilon:.2f} of {budget.epsilon}")
 
 
-def launch(book: ledger.Ledger, grant: Grant) -> None:
-    """Append the launch, once for all attempts. Raise if the reservation was released meanwhile."""
+def launch(book: ledger.Ledger, grant: Grant, receipt_key: str) -> None:
+    """Append the launch, once for all attempts. Raise if the reservation was released meanwhile, or an
+    earlier attempt had another key."""
     with _ledger_failures():
-        book.launch(grant)
+        book.launch(grant, receipt_key)
 
 
 @contextmanager
@@ -128,7 +135,7 @@ def _ledger_failures() -> Iterator[None]:
         raise StageFailure(Reason.LEDGER_REFUSED, str(error)) from error
 
 
-def _objections(task: TrainTask, client: FederatedClient, now: datetime) -> Iterator[str]:
+def _objections(task: TrainTask, client: FederatedClient, receipt_key: str, now: datetime) -> Iterator[str]:
     """What the owner's object has against the task, the gravest first."""
     spec, grant = client.spec, task.grant
     if client.metadata.deletion_timestamp is not None:
@@ -137,8 +144,7 @@ def _objections(task: TrainTask, client: FederatedClient, now: datetime) -> Iter
         yield "the owner has suspended it"
     if spec.consent.expires <= now:
         yield f"consent expired at {spec.consent.expires.isoformat()}"
-    if grant.hub_namespace not in {hub.namespace for hub in spec.consent.hubs}:
-        yield f"the owner does not consent to hub {grant.hub_namespace}"
+    yield from _distrust(task, spec, receipt_key)
     yield from _differences(task, spec)
     if float(grant.epsilon) > float(spec.privacy.max_round_epsilon):
         yield f"epsilon {grant.epsilon} is above maxRoundEpsilon {spec.privacy.max_round_epsilon}"
@@ -146,6 +152,21 @@ def _objections(task: TrainTask, client: FederatedClient, now: datetime) -> Iter
         yield f"delta {grant.delta} is above the budget's {spec.privacy.budget.delta}"
     if grant.mechanism.num_examples > spec.data.num_examples:
         yield f"the grant counts on more examples than the {spec.data.num_examples} declared"
+
+
+def _distrust(task: TrainTask, spec: FederatedClientSpec, receipt_key: str) -> Iterator[str]:
+    """Where hub or key are not those that the owner names."""
+    namespace, signer = task.grant.hub_namespace, task.grant_signature.key
+    hub = next((hub for hub in spec.consent.hubs if hub.namespace == namespace), None)
+    if hub is None:
+        yield f"the owner does not consent to hub {namespace}"
+    elif hub.public_key not in (None, signer):
+        yield f"the grant is signed with {signer}, and spec.consent.hubs trusts only {hub.public_key}"
+    if spec.privacy.receipt_key not in (None, receipt_key):
+        yield (
+            f"spec.privacy.receiptKey is {spec.privacy.receipt_key}, and the Secret "
+            f"{spec.privacy.noise_key_secret} gives {receipt_key}: name that one, or restore the Secret"
+        )
 
 
 def _differences(task: TrainTask, spec: FederatedClientSpec) -> Iterator[str]:

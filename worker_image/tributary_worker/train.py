@@ -25,7 +25,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from tributary_accounting import receipts
 from tributary_accounting.ledger import Ledger
+from tributary_accounting.signatures import SignatureRefused, SigningKey
 from tributary_api.base import canonical_json, sha256_of
 from tributary_api.client import FederatedClient
 from tributary_api.failures import Reason
@@ -66,6 +68,11 @@ class Surroundings:
     tenant_key: bytes
     now: Callable[[], datetime]
 
+    @property
+    def receipt_key(self) -> SigningKey:
+        """Signs what this owner states about a delta."""
+        return SigningKey.of_tenant(self.tenant_key)
+
 
 def run(task: TrainTask, layout: distributed.RankLayout, root: Path) -> int:
     """One process of a training pod, whose mounts lie below `root`; gives the exit code."""
@@ -76,7 +83,7 @@ def run(task: TrainTask, layout: distributed.RankLayout, root: Path) -> int:
 
 def train(task: TrainTask, world: Surroundings) -> None:
     """One rank's part of the training; all ranks of the process group call it."""
-    if on_first_rank(lambda: find_published(task, world.store) is not None):
+    if on_first_rank(lambda: find_published(task, world) is not None):
         return
     on_first_rank(lambda: check_permission(task, world))
     with tempfile.TemporaryDirectory() as directory:
@@ -93,7 +100,7 @@ def train(task: TrainTask, world: Surroundings) -> None:
         raise StageFailure(Reason.MODEL_UNSUPPORTED, str(error)) from error
     except PrivacyError as error:
         raise StageFailure(Reason.SELF_TEST_FAILED, str(error)) from error
-    on_first_rank(lambda: publish(task, world.store, model, figures))
+    on_first_rank(lambda: publish(task, world, model, figures))
 
 
 def surroundings_of(task: TrainTask, root: Path) -> Surroundings:
@@ -123,14 +130,17 @@ def read_tenant_key(path: Path) -> bytes:
     return key
 
 
-def find_published(task: TrainTask, store: Objects) -> DeltaManifest | None:
+def find_published(task: TrainTask, world: Surroundings) -> DeltaManifest | None:
     """The manifest of an earlier attempt: there is at most one delta of a client and round, ever."""
     with store_failures():
-        if store.head(task.manifest_uri) is None:
+        if world.store.head(task.manifest_uri) is None:
             return None
-        manifest = DeltaManifest.model_validate_json(store.get(task.manifest_uri))
-    if manifest.receipt.grant_digest != task.grant.digest:
-        raise StageFailure(Reason.GRANT_REFUSED, f"{task.manifest_uri} was computed under another grant")
+        manifest = DeltaManifest.model_validate_json(world.store.get(task.manifest_uri))
+    try:
+        receipts.check(manifest, task.grant, world.receipt_key.public)
+    except (receipts.ReceiptRefused, SignatureRefused) as error:
+        message = f"{task.manifest_uri} is in the way: {error}"
+        raise StageFailure(Reason.GRANT_REFUSED, message) from error
     return manifest
 
 
@@ -138,7 +148,7 @@ def check_permission(task: TrainTask, world: Surroundings) -> None:
     """Refuse what the owner did not agree to, what the grant does not say, and what the budget does not
     hold."""
     client = world.client()
-    consent.check_consent(task, client, world.now())
+    consent.check_consent(task, client, world.receipt_key.public, world.now())
     consent.check_grant(task)
     consent.check_reservation(ledger_of(task, world), task.grant, client.spec.privacy.budget)
 
@@ -148,7 +158,7 @@ def record_launch(task: TrainTask, world: Surroundings) -> None:
 
     Not earlier: data or a model that cannot be used cost the owner nothing.
     """
-    consent.launch(ledger_of(task, world), task.grant)
+    consent.launch(ledger_of(task, world), task.grant, world.receipt_key.public)
 
 
 def ledger_of(task: TrainTask, world: Surroundings) -> Ledger:
@@ -253,12 +263,12 @@ def report_progress(engine: PrivateEngine, done: int) -> None:
         print(json.dumps({"step": done, "steps": engine.mechanism.steps}), flush=True)
 
 
-def publish(task: TrainTask, store: Objects, model: Any, figures: SelfTestFigures) -> None:
-    """Write the delta, then the manifest that makes it exist. Both are create-only."""
+def publish(task: TrainTask, world: Surroundings, model: Any, figures: SelfTestFigures) -> None:
+    """Write the delta, then the signed manifest that makes it exist. Both are create-only."""
     with tempfile.TemporaryDirectory() as directory, store_failures():
         path = Path(directory) / "delta.safetensors"
         save_delta(model, path)
-        file = upload_once(store, task.delta_uri, path)
+        file = upload_once(world.store, task.delta_uri, path)
         manifest = DeltaManifest(
             run_key=task.grant.run_key,
             client=task.grant.client,
@@ -267,10 +277,11 @@ def publish(task: TrainTask, store: Objects, model: Any, figures: SelfTestFigure
             receipt=receipt(task, figures),
         )
         try:
-            store.put_new(task.manifest_uri, manifest.canonical_json(), retain=True)
+            signed = world.receipt_key.signed(manifest)
+            world.store.put_new(task.manifest_uri, signed.canonical_json(), retain=True)
         except ObjectExists:
             # Another attempt was faster; it is the same delta, computed with the same noise.
-            find_published(task, store)
+            find_published(task, world)
 
 
 def save_delta(model: Any, path: Path) -> None:

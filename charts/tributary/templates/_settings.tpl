@@ -26,6 +26,9 @@
 - {name: TRIBUTARY_STUCK_AFTER_SECONDS, value: {{ .Values.tuning.stuckAfterSeconds | quote }}}
 - {name: TRIBUTARY_HEALTH_PORT, value: {{ include "tributary.healthPort" . | quote }}}
 - {name: TRIBUTARY_LOG_LEVEL, value: {{ .Values.logLevel | quote }}}
+- name: TRIBUTARY_SIGNING_KEY
+  valueFrom:
+    secretKeyRef: {name: {{ .Values.signingKey.secretName }}, key: key}
 {{- range $name := list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" }}
 - name: {{ $name }}
   valueFrom:

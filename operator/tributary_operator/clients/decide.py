@@ -23,6 +23,8 @@ class ObservedClient:
     ledger_reason: str = ""
     data_overlaps: str = ""
     """Older client with overlapping data, as namespace/name."""
+    hub_key: str = ""
+    """Public key of this operator's grants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ def decide(client: FederatedClient, seen: ObservedClient, now: datetime) -> Deci
             observed_generation=client.metadata.generation,
             conditions=merged,
             privacy=old.privacy if seen.account is None else privacy(client, seen.account),
+            hub_key=seen.hub_key,
         ),
         events=conditions.transition(old.conditions, merged),
         poll_after=_poll_after(client, seen.account, now),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from tributary_accounting.ledger import LedgerBroken
 from tributary_api.client import FederatedClient
@@ -35,15 +36,16 @@ class ClientReconciler:
         """Nothing is remembered."""
 
     async def _observe(self, client: FederatedClient) -> ObservedClient:
-        overlaps = str(overlapping(self._neighbours(client)).get(name_of(client), ""))
+        seen = ObservedClient(
+            data_overlaps=str(overlapping(self._neighbours(client)).get(name_of(client), "")),
+            hub_key=self._world.settings.signing_key.public,
+        )
         try:
-            account = await self._world.accounting.account(client)
-            return ObservedClient(account, data_overlaps=overlaps)
+            return replace(seen, account=await self._world.accounting.account(client))
         except LedgerBroken as error:
-            reason, problem = "LedgerBroken", str(error)
+            return replace(seen, ledger_reason="LedgerBroken", ledger_problem=str(error))
         except StoreError as error:
-            reason, problem = "LedgerUnreachable", str(error)
-        return ObservedClient(ledger_reason=reason, ledger_problem=problem, data_overlaps=overlaps)
+            return replace(seen, ledger_reason="LedgerUnreachable", ledger_problem=str(error))
 
     def _neighbours(self, client: FederatedClient) -> list[FederatedClient]:
         """All clients of the namespace that have been seen, this one as it is now."""

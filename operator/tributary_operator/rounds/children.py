@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from kubernetes.aio.client import (
@@ -84,6 +84,7 @@ def train_task(run: Run, planned: PlannedClient, client: FederatedClient, attemp
     is_gang = planned.nodes > 1
     return TrainTask(
         grant=planned.grant,
+        grant_signature=planned.grant_signature,
         base_model=run.plan.base_model,
         task=spec.task,
         method=spec.method,
@@ -124,7 +125,8 @@ def rendezvous_service(run: Run, planned: PlannedClient, *, attempt: int, job_ui
     )
 
 
-def aggregate_job(run: Run, submitted: Sequence[NamespacedName], attempt: int) -> V1Job:
+def aggregate_job(run: Run, receipt_keys: Mapping[NamespacedName, str], attempt: int) -> V1Job:
+    """`receipt_keys`: of the clients that have delivered, the key that signed each manifest."""
     layout = run.settings.layout
     members = {planned.client: planned for planned in run.plan.cohort}
     task = AggregateTask(
@@ -133,7 +135,7 @@ def aggregate_job(run: Run, submitted: Sequence[NamespacedName], attempt: int) -
         base_model=run.plan.base_model,
         method=run.fedround.spec.method,
         aggregation=run.fedround.spec.aggregation,
-        deltas=[_delta_input(run, members[client]) for client in submitted],
+        deltas=[_delta_input(run, members[c], receipt_keys[c]) for c in sorted(receipt_keys, key=str)],
         quorum=run.plan.quorum,
         store=run.settings.store_for_pods,
         models_uri=layout.models,
@@ -142,13 +144,14 @@ def aggregate_job(run: Run, submitted: Sequence[NamespacedName], attempt: int) -
     return _hub_job(run, names.AGGREGATE, task, names.aggregate_job(run.fedround, attempt), attempt=attempt)
 
 
-def _delta_input(run: Run, planned: PlannedClient) -> DeltaInput:
+def _delta_input(run: Run, planned: PlannedClient, receipt_key: str) -> DeltaInput:
     layout, run_key = run.settings.layout, run.plan.run_key
     return DeltaInput(
         client=planned.client,
         delta_uri=planned.grant.delta_uri,
         manifest_uri=layout.delta_manifest(planned.client, run_key),
         grant_digest=planned.grant.digest,
+        receipt_key=receipt_key,
         weight=planned.weight,
     )
 

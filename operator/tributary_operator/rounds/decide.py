@@ -63,11 +63,11 @@ def aggregate_deltas(s: Situation) -> Outcome:
         return Done()
     if failed := _exhausted(s.seen.aggregation, s.settings):
         return failed
-    submitted = sorted(s.seen.deltas, key=str)
-    job = children.aggregate_job(s.run, submitted, s.seen.aggregation.following)
+    keys = {client: m.signature.key for client, m in s.seen.deltas.items() if m.signature is not None}
+    job = children.aggregate_job(s.run, keys, s.seen.aggregation.following)
     return Waiting(
         reason="Aggregating",
-        message=f"averaging the deltas of {len(submitted)} clients",
+        message=f"averaging the deltas of {len(keys)} clients",
         apply=() if s.seen.aggregation.active else (job,),
         delete=stops(s.seen, list(s.seen.training)),  # the stragglers of a deadline
     )

@@ -8,19 +8,22 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
 
+from tributary_accounting import receipts
+from tributary_accounting.ledger import LedgerBroken
+from tributary_accounting.signatures import SignatureRefused
 from tributary_api.client import FederatedClient
 from tributary_api.meta import NamespacedName
 from tributary_api.records import (
     AggregateManifest,
     DeltaManifest,
     EvaluationReport,
-    Grant,
     PlannedClient,
     RoundOutcome,
     RoundPlan,
 )
 from tributary_api.round import ClientFailure, FederatedRound
 from tributary_operator import names
+from tributary_operator.accounting import LedgerRef
 from tributary_operator.clients.reading import parsed
 from tributary_operator.conditions import is_true
 from tributary_operator.jobs import Denied, ObservedJob
@@ -29,22 +32,14 @@ from tributary_operator.reconciler import World
 from tributary_operator.rounds.eligibility import failure
 from tributary_operator.rounds.models import trained_weights
 from tributary_operator.rounds.observed import Attempts, ObservedRound, WorkerFailure
+from tributary_operator.rounds.planning import data_set
 from tributary_operator.rounds.selection import select
 from tributary_operator.rounds.status import LEDGERS_CLOSED
 from tributary_operator.rounds.workers import failure_of
 from tributary_operator.store import RecordUnreadable
 from tributary_store.errors import AccessDenied
 
-
-def is_granted(manifest: DeltaManifest, grant: Grant) -> bool:
-    """Whether the delta is the one that was paid for: its receipt repeats the grant, word by word."""
-    receipt = manifest.receipt
-    said = (receipt.grant_digest, receipt.mechanism, receipt.epsilon, receipt.delta)
-    about = (manifest.run_key, manifest.client, manifest.base_model_digest)
-    granted = (grant.digest, grant.mechanism, grant.epsilon, grant.delta)
-    return said == granted and about == (grant.run_key, grant.client, grant.base_model_digest)
-
-
+Clients = Mapping[NamespacedName, FederatedClient]
 M = TypeVar("M", AggregateManifest, DeltaManifest, EvaluationReport)
 
 
@@ -87,12 +82,12 @@ async def _planned(
 ) -> ObservedRound:
     # Jobs before records: a Job that ended in this picture has written its record before we look for it.
     jobs, denied = await _jobs(world, fedround, plan, None, owner)
-    await _look_for_deltas(world, plan, jobs, memory)
+    clients, invalid = await _clients(world, plan)
+    await _look_for_deltas(world, plan, clients, jobs, memory)
     await _weigh(world, fedround, plan, memory)
     layout = world.settings.layout
     aggregation, evaluation = (_of_stage(jobs, stage) for stage in (names.AGGREGATE, names.EVALUATE))
     manifest_uri, report_uri = layout.aggregate_manifest(plan.run_key), layout.evaluation(plan.run_key)
-    clients, invalid = await _clients(world, plan)
     return ObservedRound(
         plan=plan,
         clients=clients,
@@ -214,33 +209,52 @@ async def _attempts(world: World, attempts: Attempts, memory: Memory) -> Attempt
     return Attempts(attempts.jobs, memory.failures[ended.uid])
 
 
-async def _look_for_deltas(world: World, plan: RoundPlan, jobs: list[ObservedJob], memory: Memory) -> None:
+async def _look_for_deltas(
+    world: World, plan: RoundPlan, clients: Clients, jobs: list[ObservedJob], memory: Memory
+) -> None:
     open_ = [planned for planned in plan.cohort if planned.client not in memory.deltas]
-    await asyncio.gather(*(_look_for_delta(world, planned, plan.run_key, jobs, memory) for planned in open_))
+    await asyncio.gather(
+        *(_look_for_delta(world, p, clients.get(p.client), _of_client(jobs, p.client), memory) for p in open_)
+    )
 
 
 async def _look_for_delta(
-    world: World, planned: PlannedClient, run_key: str, jobs: list[ObservedJob], memory: Memory
+    world: World, planned: PlannedClient, client: FederatedClient | None, attempts: Attempts, memory: Memory
 ) -> None:
     """What is wrong with one client's prefix costs the round that client, and nothing else."""
-    attempts = _of_client(jobs, planned.client)
-    uri = world.settings.layout.delta_manifest(planned.client, run_key)
+    uri = world.settings.layout.delta_manifest(planned.client, planned.grant.run_key)
     try:
         manifest = await _record(world, memory, uri, attempts, DeltaManifest)
+        if manifest is None:
+            return
+        receipts.check(manifest, planned.grant, await _receipt_key(world, planned, client))
     except RecordUnreadable as error:
-        memory.refused[planned.client] = failure(planned.client, "DeltaUnreadable", str(error))
-        return
+        refused = failure(planned.client, "DeltaUnreadable", str(error))
     except AccessDenied as error:
-        message = f"let the hub's identity read the client's deltas: {error}"
-        memory.refused[planned.client] = failure(planned.client, "DeltaDenied", message)
-        return
-    if manifest is None:
-        return
-    if is_granted(manifest, planned.grant):
-        memory.deltas[planned.client] = manifest
+        message = f"let the hub's identity read the client's deltas and ledger: {error}"
+        refused = failure(planned.client, "DeltaDenied", message)
+    except (receipts.ReceiptRefused, SignatureRefused) as error:
+        refused = failure(planned.client, "ReceiptMismatch", f"{uri}: {error}")
+    except LedgerBroken as error:
+        refused = failure(planned.client, "LedgerBroken", str(error))
     else:
-        message = f"the receipt in {uri} is not for the grant of this round"
-        memory.refused[planned.client] = failure(planned.client, "ReceiptMismatch", message)
+        memory.deltas[planned.client] = manifest
+        return
+    memory.refused[planned.client] = refused
+
+
+async def _receipt_key(world: World, planned: PlannedClient, client: FederatedClient | None) -> str:
+    """The key that the worker named in the owner's ledger before its first step; the owner's, if it says."""
+    chain = await world.accounting.chain(LedgerRef(planned.ledger_uri, data_set(planned)))
+    named = chain.receipt_key(planned.grant.run_key)
+    if named is None:
+        raise receipts.ReceiptRefused("no worker of this run has launched in the owner's ledger")
+    own = client.spec.privacy.receipt_key if client is not None else None
+    if own not in (None, named):
+        raise receipts.ReceiptRefused(
+            f"the owner's spec.privacy.receiptKey is {own}, the worker used {named}"
+        )
+    return named
 
 
 async def _record(world: World, memory: Memory, uri: str, attempts: Attempts, model: type[M]) -> M | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from tributary_accounting.mechanism import dp_sgd, rounded_num_examples
+from tributary_accounting.signatures import SigningKey
 from tributary_api.client import FederatedClient
 from tributary_api.meta import NamespacedName
 from tributary_api.records import Grant, MechanismSpec, PlannedClient, RoundPlan, computation_digest
@@ -95,25 +96,30 @@ def plan(
     *,
     base_model: ModelRef,
     worker_image: str,
+    signing_key: SigningKey,
     now: datetime,
 ) -> RoundPlan:
+    """The signed plan: the same bytes for the same facts."""
     return RoundPlan(
         run_key=fedround.run_key,
         round=fedround.ref,
         base_model=base_model,
         worker_image=worker_image,
-        cohort=[_planned(fedround, client, granted) for client, granted in cohort],
+        cohort=[_planned(fedround, client, granted, signing_key) for client, granted in cohort],
         excluded=list(excluded),
         quorum=quorum(fedround, len(cohort)),
         planned_at=now,
     )
 
 
-def _planned(fedround: FederatedRound, client: FederatedClient, granted: Grant) -> PlannedClient:
+def _planned(
+    fedround: FederatedRound, client: FederatedClient, granted: Grant, signing_key: SigningKey
+) -> PlannedClient:
     by_examples = fedround.spec.aggregation.weighting == "NumExamples"
     return PlannedClient(
         client=granted.client,
         grant=granted,
+        grant_signature=signing_key.sign(granted),
         weight=float(client.spec.data.num_examples) if by_examples else 1.0,
         ledger_uri=client.spec.privacy.ledger_uri,
         nodes=client.spec.worker.nodes,

@@ -80,8 +80,15 @@ def _frozen(s: Situation, selection: Selection, base_model: ModelRef, who: Scree
         return _too_few(s.fedround, needed)
     layout = s.settings.layout
     granted = [(c, grant(s.fedround, c, base_model, selection.sigmas[rounded(c)], layout)) for c in cohort]
-    image = s.settings.worker_image
-    frozen = plan(s.fedround, granted, who.excluded, base_model=base_model, worker_image=image, now=s.now)
+    frozen = plan(
+        s.fedround,
+        granted,
+        who.excluded,
+        base_model=base_model,
+        worker_image=s.settings.worker_image,
+        signing_key=s.settings.signing_key,
+        now=s.now,
+    )
     return Waiting(
         reason="Planning",
         message=f"freezing a cohort of {len(cohort)} clients",

@@ -5,8 +5,10 @@ import pytest
 import tiny_models
 from aggregation_worlds import LAYOUT, RUN_KEY, a_round, client, grant_digest
 from safetensors.numpy import save
+from signers import HUB_KEY
 
 from tributary_api.failures import Reason
+from tributary_api.records import DeltaManifest
 from tributary_store.errors import StoreUnreachable
 from tributary_worker import lora
 from tributary_worker.failures import StageFailure
@@ -71,6 +73,19 @@ def forged_receipt(made):
     made.store.objects[LAYOUT.delta_manifest(client("b"), RUN_KEY)] = forged
 
 
+def signed_by_another(made):
+    uri = LAYOUT.delta_manifest(client("b"), RUN_KEY)
+    manifest = DeltaManifest.model_validate_json(made.store.objects[uri])
+    made.store.objects[uri] = HUB_KEY.signed(manifest).canonical_json()
+
+
+def altered_after_signing(made):
+    uri = LAYOUT.delta_manifest(client("b"), RUN_KEY)
+    altered = made.store.objects[uri].replace(b'"epsilon":"1"', b'"epsilon":"2"')
+    assert altered != made.store.objects[uri]
+    made.store.objects[uri] = altered
+
+
 def remove(uri):
     return lambda made: made.store.objects.pop(uri)
 
@@ -98,6 +113,8 @@ CASES = {
     ),
     "a frozen factor of its own": (with_tensor(A, put(3, 0.25)), "GrantMismatch", "not the frozen one"),
     "another grant": (forged_receipt, "GrantMismatch", "is for grant"),
+    "another signer": (signed_by_another, "SignatureRefused", "only ed25519:"),
+    "altered after signing": (altered_after_signing, "SignatureRefused", "was altered"),
     "another run": (lambda m: m.publish("b", run_key="f" * 40), "GrantMismatch", "is for run"),
     "another client": (lambda m: m.publish("b", client=client("a")), "GrantMismatch", "is for client"),
     "another base model": (

@@ -15,6 +15,7 @@ from enum import StrEnum
 import numpy as np
 from pydantic import ValidationError
 
+from tributary_accounting.signatures import SignatureRefused, verify
 from tributary_api.base import sha256_of
 from tributary_api.failures import Reason
 from tributary_api.meta import NamespacedName
@@ -38,6 +39,7 @@ class Rejection(StrEnum):
     MISSING = "DeltaMissing"
     DAMAGED = "DeltaDamaged"
     FOREIGN = "GrantMismatch"
+    UNSIGNED = "SignatureRefused"
     MALFORMED = "DeltaMalformed"
     NON_FINITE = Reason.NON_FINITE_DELTA
 
@@ -126,6 +128,10 @@ def _manifest(store: Objects, task: AggregateTask, delta: DeltaInput) -> DeltaMa
             raise DeltaRejectedError(
                 Rejection.FOREIGN, f"{delta.manifest_uri} is for {name} {is_value}, not {due_value}"
             )
+    try:
+        verify(manifest, manifest.signature, delta.receipt_key)
+    except SignatureRefused as error:
+        raise DeltaRejectedError(Rejection.UNSIGNED, f"{delta.manifest_uri}: {error}") from error
     return manifest
 
 
