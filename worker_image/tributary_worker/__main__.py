@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from tributary_worker.failures import run_stage
 
-STAGES = ("train", "aggregate", "evaluate", "compress", "gate", "serve")
+STAGES = ("train", "audit", "aggregate", "evaluate", "compress", "gate", "serve")
 ENTRIES = {stage: f"tributary_worker.{stage}" for stage in STAGES} | {
     # A training pod may have several processes: this starts them, and each runs tributary_worker.train.
     "train": "tributary_worker.distributed",

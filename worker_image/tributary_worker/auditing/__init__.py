@@ -1,0 +1,1 @@
+"""What adversaries can show about the running engine: a lower bound of epsilon."""
