@@ -1,4 +1,4 @@
-"""The `tributary` command: `tributary model push` and `tributary model pull`."""
+"""The `tributary` command: `tributary model push|pull` and `tributary privacy verify|ledger|key`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -29,8 +30,8 @@ EXIT_CODES: dict[type[Exception], int] = {
 FAILURE = 1
 EPILOG = """\
 credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or any other way that the AWS SDK knows
-exit codes: 0 done, 1 other failure, 2 wrong usage, 3 not a safe model, 4 nothing there, 5 not allowed,
-            6 no answer from the store, 7 no model from the Hugging Face hub
+exit codes: 0 done, 1 other failure, or a check that failed, 2 wrong usage, 3 not a safe model,
+            4 nothing there, 5 not allowed, 6 no answer from the store, 7 no model from the Hugging Face hub
 """
 BUNDLE_NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -38,12 +39,35 @@ BUNDLE_NAME = re.compile(r"[0-9a-f]{64}")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
-        ref: ModelRef = arguments.run(arguments)
+        code: int = arguments.run(arguments)
     except (StoreError, HubError, OSError) as error:
         print(f"tributary: {error}", file=sys.stderr)
         return EXIT_CODES.get(type(error), FAILURE)
-    print(yaml.safe_dump(ref.to_json_object(), sort_keys=False), end="")
-    return 0
+    return code
+
+
+def _printing(verb: Callable[[argparse.Namespace], ModelRef]) -> Callable[[argparse.Namespace], int]:
+    """The verb as a command: it prints what goes into a spec."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        print(yaml.safe_dump(verb(arguments).to_json_object(), sort_keys=False), end="")
+        return 0
+
+    return run
+
+
+def _private(
+    verb: Literal["verify_receipt", "show_ledger", "print_key"],
+) -> Callable[[argparse.Namespace], int]:
+    """A verb of `tributary privacy`. The accountant takes seconds to load: the other commands do without."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        from tributary_cli import privacy
+
+        code: int = getattr(privacy, verb)(arguments, lambda: _store(arguments))
+        return code
+
+    return run
 
 
 def push(arguments: argparse.Namespace) -> ModelRef:
@@ -82,9 +106,15 @@ def _store(arguments: argparse.Namespace) -> ObjectStore:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tributary", description="Private, federated models on Kubernetes.")
-    models = parser.add_subparsers(required=True, metavar="model").add_parser(
-        "model", help="bring models into the object store, and back"
+    topics = parser.add_subparsers(required=True, metavar="model|privacy")
+    _add_model_verbs(topics.add_parser("model", help="bring models into the object store, and back"))
+    _add_privacy_verbs(
+        topics.add_parser("privacy", help="check receipts and ledgers without trusting the hub")
     )
+    return parser
+
+
+def _add_model_verbs(models: argparse.ArgumentParser) -> None:
     verbs = models.add_subparsers(required=True, metavar="push|pull")
     pushing = _verb(
         verbs, "push", "publish a Hugging Face directory; prints uri and digest for spec.baseModel"
@@ -92,13 +122,41 @@ def _parser() -> argparse.ArgumentParser:
     pushing.add_argument("source", help="directory that save_pretrained wrote, or hf:NAME[@REVISION]")
     pushing.add_argument("models", help="folder of models, for example s3://tributary/models/")
     pushing.add_argument("--description", default="", help="kept with the model")
-    pushing.set_defaults(run=push)
+    pushing.set_defaults(run=_printing(push))
     pulling = _verb(verbs, "pull", "write a model into a directory that transformers loads")
     pulling.add_argument("model", help="uri of the model, s3://.../models/<sha256>")
     pulling.add_argument("directory", help="where to write its files")
     pulling.add_argument("--digest", help="what the model's digest must be; by default the uri's last part")
-    pulling.set_defaults(run=pull)
-    return parser
+    pulling.set_defaults(run=_printing(pull))
+
+
+def _add_privacy_verbs(privacy: argparse.ArgumentParser) -> None:
+    verbs = privacy.add_subparsers(required=True, metavar="verify|ledger|key")
+    verifying = _verb(
+        verbs, "verify", "recompute the epsilon of a receipt, check its signature and its delta"
+    )
+    verifying.add_argument("manifest", help="manifest.json of a delta: a file, or s3://.../manifest.json")
+    verifying.add_argument("--receipt-key", help="the owner's public key, spec.privacy.receiptKey")
+    verifying.add_argument(
+        "--delta", help="the delta, a file or an s3:// URI; by default beside the manifest"
+    )
+    verifying.add_argument(
+        "--plan", help="plan.json of the round, a file or an s3:// URI, to check the grant"
+    )
+    verifying.add_argument("--hub-key", help="the hub's public key, which must have signed the grant")
+    verifying.set_defaults(run=_private("verify_receipt"))
+    showing = _verb(verbs, "ledger", "show a ledger, every entry verified, and what it adds up to")
+    showing.add_argument("ledger", help="spec.privacy.ledgerUri of the FederatedClient")
+    showing.add_argument("--epsilon", type=float, help="the budget, to say what remains of it")
+    showing.add_argument(
+        "--delta", type=float, help="state epsilon at this delta; by default that of the first entry"
+    )
+    showing.set_defaults(run=_private("show_ledger"))
+    naming = _verb(
+        verbs, "key", "print the public key that follows from a noise key, for spec.privacy.receiptKey"
+    )
+    naming.add_argument("noise_key", help="file with the entry `key` of the Secret, or - for standard input")
+    naming.set_defaults(run=_private("print_key"))
 
 
 def _verb(
