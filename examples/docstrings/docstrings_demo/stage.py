@@ -7,6 +7,8 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from docstrings_demo import manifests
 from docstrings_demo.kube import Kube
 from docstrings_demo.owners import BUCKET, OWNERS, Owner
@@ -55,7 +57,7 @@ def existing(context: str) -> Stage:
     """A cluster that the user has, with images and S3 server that the user names.
 
     Raises:
-        DemoError: an environment variable is missing, or an earlier run has left its objects.
+        DemoError: an environment variable is missing or wrong, or an earlier run has left its objects.
     """
     endpoint, access_key, secret_key = required(*S3_VARIABLES)
     images = dict(zip(IMAGES, required(*IMAGE_VARIABLES.values()), strict=True))
@@ -78,7 +80,13 @@ def required(*names: str) -> list[str]:
 
 def refuse_leftovers(stage: Stage) -> None:
     """A finished round is adopted and not repeated, so a second run would show nothing."""
-    buckets = {bucket["Name"] for bucket in stage.s3.client().list_buckets()["Buckets"]}
+    try:
+        buckets = {bucket["Name"] for bucket in stage.s3.client().list_buckets()["Buckets"]}
+    except (BotoCoreError, ClientError) as error:
+        raise DemoError(
+            f"The S3 server does not let its administrator in: {error} Start it, or correct "
+            f"{', '.join(S3_VARIABLES)}"
+        ) from error
     if BUCKET in buckets and next(stage.admin_store().list(f"s3://{BUCKET}/rounds/"), None):
         raise DemoError(
             f"bucket {BUCKET} holds the rounds of an earlier run, which would be adopted and not repeated: "
