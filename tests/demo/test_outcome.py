@@ -50,7 +50,8 @@ def delta_manifest(run_key: str) -> dict[str, Any]:
         "runKey": run_key,
         "client": {"namespace": "algebra", "name": "docstrings"},
         "baseModelDigest": DIGEST,
-        "file": {"path": "delta.safetensors", "size": 1, "sha256": DIGEST},
+        "file": {"path": "delta.safetensors", "size": 1, "chunks": [DIGEST]},
+        "l2Norm": 1.0,
         "receipt": receipt,
     }
 

@@ -45,7 +45,12 @@ class Kube:
 
     def __post_init__(self) -> None:
         path = str(self.kubeconfig) if self.kubeconfig else None
-        self._client = config.new_client_from_config(path, self.context)  # type: ignore[no-untyped-call]
+        try:
+            self._client = config.new_client_from_config(path, self.context)  # type: ignore[no-untyped-call]
+        except config.ConfigException as error:
+            raise DemoError(
+                f"No context {self.context}: {error} `kubectl config get-contexts` lists those that there are"
+            ) from error
 
     def items(self, plural: str, namespace: str | None = None, labels: str = "") -> list[Object]:
         """Objects of a kind, as plain JSON."""
