@@ -15,9 +15,11 @@ from signers import HUB_KEY
 from tributary_accounting import receipts
 from tributary_api.failures import Reason
 from tributary_api.records import DeltaManifest, LedgerKind
+from tributary_api.round import DeltaEncoding
 from tributary_store.digests import digest_of_bytes
 from tributary_worker import lora
 from tributary_worker.failures import StageFailure
+from tributary_worker.privacy.keystream import Keystream
 from tributary_worker.train import computation_hash, read_tenant_key, save_delta, train
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -222,7 +224,7 @@ def test_a_delta_that_is_not_finite_is_not_published(tmp_path, value):
     lora.add_adapters(model, lora.LoraSettings(2, 4.0), seed="a round")
     next(lora.adapters(model))[1].lora_b.data[0, 0] = value
     with pytest.raises(StageFailure, match="learningRate") as failure:
-        save_delta(model, tmp_path / "delta.safetensors")
+        save_delta(model, tmp_path / "delta.safetensors", DeltaEncoding.FLOAT32, Keystream(bytes(32)))
     assert failure.value.reason is Reason.NON_FINITE_DELTA
 
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tributary_accounting import receipts
@@ -33,22 +32,24 @@ from tributary_api.client import FederatedClient
 from tributary_api.failures import Reason
 from tributary_api.meta import NamespacedName
 from tributary_api.records import DeltaManifest, FileDigest, Receipt, SelfTestFigures
+from tributary_api.round import DeltaEncoding
 from tributary_api.shared import TaskKind
 from tributary_api.tasks import DATA_CREDENTIALS_PREFIX, DATA_MOUNT_PATH, NOISE_KEY_PATH, TrainTask
 from tributary_store import bundle
-from tributary_store.digests import digest_of_bytes
+from tributary_store.digests import digest_of_file
 from tributary_store.errors import ObjectExists
 from tributary_store.objects import Objects
 from tributary_worker import consent, distributed, lora, lora_names
 from tributary_worker.batches import TokenizedRecords, padding_id
 from tributary_worker.consent import SERVICE_ACCOUNT_PATH, ApiServer
 from tributary_worker.data import Files, files_of, read_private_data
+from tributary_worker.delta_file import write_delta
 from tributary_worker.distributed import on_first_rank
 from tributary_worker.failures import StageFailure
 from tributary_worker.objectives import OBJECTIVES, Batch, synthetic_batch
 from tributary_worker.privacy.engine import EngineSettings, PrivateEngine
 from tributary_worker.privacy.errors import PrivacyError, UnsupportedError
-from tributary_worker.privacy.keystream import TENANT_KEY_BYTES_MIN, derive_key
+from tributary_worker.privacy.keystream import TENANT_KEY_BYTES_MIN, Keystream, derive_key
 from tributary_worker.privacy.selftest import run_self_test
 from tributary_worker.store_access import open_store, store_failures
 
@@ -267,7 +268,7 @@ def publish(task: TrainTask, world: Surroundings, model: Any, figures: SelfTestF
     """Write the delta, then the signed manifest that makes it exist. Both are create-only."""
     with tempfile.TemporaryDirectory() as directory, store_failures():
         path = Path(directory) / "delta.safetensors"
-        save_delta(model, path)
+        save_delta(model, path, task.delta_encoding, rounding_stream(task, world))
         file = upload_once(world.store, task.delta_uri, path)
         manifest = DeltaManifest(
             run_key=task.grant.run_key,
@@ -284,7 +285,12 @@ def publish(task: TrainTask, world: Surroundings, model: Any, figures: SelfTestF
             find_published(task, world)
 
 
-def save_delta(model: Any, path: Path) -> None:
+def rounding_stream(task: TrainTask, world: Surroundings) -> Keystream:
+    """Random bits for an encoding that rounds. Privacy does not rest on them, so they know no data."""
+    return Keystream(derive_key(world.tenant_key, computation_hash(task), "", "rounding"))
+
+
+def save_delta(model: Any, path: Path, encoding: DeltaEncoding, rounding: Keystream) -> None:
     """The adapters in PEFT's names: since B starts at zero, (alpha / rank) B A is the change of each weight.
 
     Raises: StageFailure: noise and learning rate together ran out of bounds. This says nothing about the data
@@ -293,11 +299,23 @@ def save_delta(model: Any, path: Path) -> None:
     tensors = lora.peft_tensors(model)
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise StageFailure(Reason.NON_FINITE_DELTA, "the delta is not finite: lower training.learningRate")
-    save_file(tensors, path, metadata={"format": "pt"})
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    constant = {name: arrays.pop(name) for name in frozen_factors(model)}
+    write_delta(path, arrays, constant, encoding, rounding)
+
+
+def frozen_factors(model: Any) -> list[str]:
+    """Names of the factors that every client draws alike from the run key."""
+    return [
+        lora_names.factor_name(name, "lora_A")
+        for name, adapter in lora.adapters(model)
+        if not adapter.lora_a.requires_grad
+    ]
 
 
 def upload_once(store: Objects, uri: str, path: Path) -> FileDigest:
-    """Upload the delta; gives the digest of what is there, which an earlier attempt may have written.
+    """Upload the delta; gives the digest of what is there, which an earlier attempt may have written, and
+    leaves that at `path`.
 
     That one died before its manifest. Its delta has the same noise, so only rounding can differ from this
     one, and the first to be written is the one that counts: two deltas must never both be published.
@@ -305,7 +323,8 @@ def upload_once(store: Objects, uri: str, path: Path) -> FileDigest:
     try:
         return store.upload_new(uri, path)
     except ObjectExists:
-        return digest_of_bytes(store.get(uri), path.name)
+        path.write_bytes(store.get(uri))
+        return digest_of_file(path)
 
 
 def receipt(task: TrainTask, figures: SelfTestFigures) -> Receipt:

@@ -16,12 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tributary_api.failures import Reason
 from tributary_api.records import CHUNK_BYTES
+from tributary_api.round import DeltaEncoding
 from tributary_store import bundle
 from tributary_store.errors import ObjectDamaged
 from tributary_worker import lora
 from tributary_worker.aggregation.changes import weighted_mean
 from tributary_worker.aggregation.numbers import decode, encode
 from tributary_worker.failures import StageFailure
+from tributary_worker.privacy.keystream import Keystream
 from tributary_worker.train import save_delta
 
 MODELS = {"gpt2": tiny_models.gpt2, "llama": tiny_models.llama}
@@ -174,7 +176,7 @@ def test_what_a_client_saves_is_accepted(tmp_path):
     made = a_tiny_round(tmp_path, "gpt2", clients=1)
     trained = tiny_models.gpt2()
     lora.add_adapters(trained, lora.LoraSettings(3, 6.0), seed=RUN_KEY)
-    save_delta(trained, tmp_path / "delta.safetensors")
+    save_delta(trained, tmp_path / "delta.safetensors", DeltaEncoding.FLOAT32, Keystream(bytes(32)))
     made.publish("a", (tmp_path / "delta.safetensors").read_bytes())
     manifest = made.run(tmp_path / "work")
     assert manifest.excluded == []

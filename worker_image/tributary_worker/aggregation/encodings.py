@@ -35,6 +35,7 @@ BLOCK = 128
 SCALES_SUFFIX = ".scales"
 LEVELS = {DeltaEncoding.INT8: 127, DeltaEncoding.INT4: 7}
 """Magnitude of the largest whole number."""
+Bytes = bytes | bytearray | memoryview
 DTYPES = {
     DeltaEncoding.FLOAT32: "F32",
     DeltaEncoding.BFLOAT16: "BF16",
@@ -120,9 +121,7 @@ def encoded_shapes(
     return ((-(-elements // 2),) if encoding is DeltaEncoding.INT4 else shape), scales
 
 
-def decode(
-    encoding: DeltaEncoding, values: bytes | memoryview, scales: bytes | memoryview, start: int, stop: int
-) -> Array:
+def decode(encoding: DeltaEncoding, values: Bytes, scales: Bytes, start: int, stop: int) -> Array:
     """Elements [start, stop) from the bytes of their spans, as float32 (stop - start,), perhaps read-only.
 
     EncodingError if a scale is not a number above 0. Whether elements are finite is for the reader to check.
@@ -142,9 +141,7 @@ def decode(
     return whole
 
 
-def decode_block(
-    stored: StoredTensor, values: bytes | memoryview, scales: bytes | memoryview, start: int, stop: int
-) -> Array:
+def decode_block(stored: StoredTensor, values: Bytes, scales: Bytes, start: int, stop: int) -> Array:
     """`decode` of a tensor in a file."""
     return decode(stored.encoding, values, scales, start, stop)
 

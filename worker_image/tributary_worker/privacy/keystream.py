@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-Purpose = Literal["sampling", "noise"]
+Purpose = Literal["sampling", "noise", "rounding"]
 KEY_BYTES = 32
 TENANT_KEY_BYTES_MIN = 32
 WORDS_PER_BLOCK = 2
