@@ -105,8 +105,8 @@ def nn(name: str) -> NamespacedName:
     return NamespacedName(namespace=name, name=name)
 
 
-def a_plan(fedround: FederatedRound, clients: Iterable[FederatedClient]) -> RoundPlan:
-    cohort = [(client, grant(fedround, client, BASE, 0.8, SETTINGS.layout)) for client in clients]
+def a_plan(fedround: FederatedRound, clients: Iterable[FederatedClient], *, sigma: float = 0.8) -> RoundPlan:
+    cohort = [(client, grant(fedround, client, BASE, sigma, SETTINGS.layout)) for client in clients]
     return plan(fedround, cohort, [], base_model=BASE, worker_image=IMAGE, signing_key=HUB_KEY, now=T0)
 
 
@@ -188,6 +188,7 @@ def started(decision: Decision[FederatedRoundStatus]) -> list[str]:
 
 def after(seen: ObservedRound, decision: Decision[FederatedRoundStatus]) -> ObservedRound:
     """The next picture in a world where everything that was asked for happens, and every worker delivers."""
+    is_announced = seen.plan is not None  # the status of that pass says it
     for record in decision.record:
         seen = _recorded(seen, record)
     for deletion in decision.delete:
@@ -195,7 +196,7 @@ def after(seen: ObservedRound, decision: Decision[FederatedRoundStatus]) -> Obse
     for child in decision.apply:
         if child.kind == "Job":
             seen = _ran(seen, child)
-    return replace(seen, training=_without_stopped(seen))
+    return replace(seen, training=_without_stopped(seen), is_announced=is_announced)
 
 
 def _recorded(seen: ObservedRound, record: PutRecord | LedgerRecord) -> ObservedRound:

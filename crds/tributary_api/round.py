@@ -351,7 +351,9 @@ class PrivacyPlan(ApiModel):
     expected_batch_size: int = 0
     """Records in a step on average."""
     noise_to_signal: Annotated[str, Field(max_length=64)] = ""
-    """σ·√d over the expected batch, d the number of trained weights. Far above 1 the round cannot help."""
+    """σ·√d over the expected batch, d the number of trained weights. Far above 1 the round cannot help: see NoiseAcceptable."""
+    affordable_rounds: Annotated[int, Field(ge=0)] | None = None
+    """How many such rounds the tightest budget of the cohort holds, this one included; at most 100 are counted."""
 
 
 class FederatedRoundStatus(ApiModel):

@@ -40,6 +40,30 @@ def epsilon(mechanisms: Iterable[MechanismSpec], delta: float) -> float:
         return _epsilon(tuple(sorted(counted.items(), key=repr)), delta)
 
 
+def runs_within(
+    budget: float, delta: float, charged: Iterable[MechanismSpec], mechanism: MechanismSpec, at_most: int
+) -> int:
+    """How many runs of the mechanism fit into the budget beside what is charged; `at_most` at the most.
+
+    ε grows with every run, so it is searched for: one composition where all fit, else about 2·log2(answer).
+    """
+    spent = list(charged)
+
+    def fits(runs: int) -> bool:
+        return runs == 0 or epsilon([*spent, *[mechanism] * runs], delta) <= budget
+
+    if fits(at_most):
+        return at_most
+    low, high = 0, 1
+    while high < at_most and fits(high):
+        low, high = high, 2 * high
+    high = min(high, at_most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
 @lru_cache(maxsize=4096)
 def _epsilon(counted: tuple[tuple[MechanismSpec, int], ...], delta: float) -> float:
     accountant = _accountant()

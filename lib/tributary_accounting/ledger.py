@@ -74,9 +74,11 @@ class Chain:
         keys = (e.receipt_key for e in self.entries if e.run_key == run_key and e.kind is LedgerKind.LAUNCH)
         return next(keys, None)
 
-    def charged(self) -> list[MechanismSpec]:
-        """Every mechanism that was reserved and not released: assumed to be spent."""
-        return [e.mechanism for e in self.entries if e.kind is LedgerKind.RESERVE and not self._released(e)]
+    def charged(self, besides: str = "") -> list[MechanismSpec]:
+        """Every mechanism that was reserved and not released: assumed to be spent. `besides`: a run that does
+        not count."""
+        reserved = (e for e in self.entries if e.kind is LedgerKind.RESERVE and e.run_key != besides)
+        return [e.mechanism for e in reserved if not self._released(e)]
 
     def launched(self) -> list[MechanismSpec]:
         """Those of them that a worker has started."""

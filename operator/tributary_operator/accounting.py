@@ -196,6 +196,18 @@ class Accounting:
             self._epsilons[key] = await self._compute(accountant.epsilon, list(key[0]), float(delta))
         return self._epsilons.get(key, 0.0)
 
+    async def runs_within(
+        self, client: FederatedClient, asked: MechanismSpec, *, besides: str, at_most: int
+    ) -> int:
+        """How many runs of this mechanism the client's budget holds; run `besides` is one of them.
+
+        Raises LedgerBroken or a StoreError.
+        """
+        ref, budget = LedgerRef.of(client), client.spec.privacy.budget
+        charged = (await self.chain(ref)).charged(besides)
+        limit, delta = float(budget.epsilon), float(budget.delta)
+        return await self._compute(accountant.runs_within, limit, delta, charged, asked, at_most)
+
     async def reserve(
         self, ref: LedgerRef, grant: Grant, budget: PrivacyBudget, mirror: ClientPrivacyStatus
     ) -> Chain:

@@ -33,6 +33,16 @@ def test_two_runs_cost_more_than_one_and_less_than_their_sum():
     assert accountant.epsilon([], DELTA) == 0.0
 
 
+@pytest.mark.parametrize("budget", [2.9, 3.5, 4.4, 8.0])
+def test_the_budget_holds_so_many_runs_and_not_one_more(budget):
+    mechanism = dp_sgd(N, BATCH, 800, 1.2630, 0.5)
+    charged = [dp_sgd(N, BATCH, 40, 0.7468, 0.5)] if budget == 8.0 else []
+    runs = accountant.runs_within(budget, DELTA, charged, mechanism, at_most=50)
+    assert accountant.epsilon([*charged, *[mechanism] * runs], DELTA) <= budget
+    assert accountant.epsilon([*charged, *[mechanism] * (runs + 1)], DELTA) > budget
+    assert accountant.runs_within(budget, DELTA, charged, mechanism, at_most=1) == min(runs, 1)
+
+
 def test_a_loose_epsilon_still_gets_noise():
     assert accountant.noise_multiplier(8_100, 64, 20, 500.0, DELTA) == accountant.SIGMA_BRACKET[0]
 

@@ -130,7 +130,13 @@ def job(fedround: Any, client: str, attempt: int = 0) -> str:
             ObservedRound(selection=a_selection(a_client("a"), sigmas={})),
             reason="Planning",
         ),
-        case("reserves-first", a_round(), planned("a", "b", reserved=frozenset()), reason="Reserving"),
+        case("announces-first", a_round(), planned("a", "b", reserved=frozenset()), reason="Announcing"),
+        case(
+            "reserves-then",
+            a_round(),
+            planned("a", "b", reserved=frozenset(), is_announced=True),
+            reason="Reserving",
+        ),
         case(
             "launches-all",
             a_round(),

@@ -27,7 +27,7 @@ from round_worlds import (
     nn,
 )
 
-from tributary_api.records import OutcomeKind, RoundOutcome
+from tributary_api.records import LedgerKind, OutcomeKind, RoundOutcome
 from tributary_operator import names
 from tributary_operator.api import Forbidden
 from tributary_operator.decision import LedgerRecord
@@ -132,10 +132,16 @@ def test_suspending_stops_everything_and_starts_nothing(case: Any) -> None:
     assert (decision.apply, decision.record) == ((), ())
 
 
+def reservations(decision: Any) -> list[Any]:
+    return [r for r in decision.record if isinstance(r, LedgerRecord) and r.kind is LedgerKind.RESERVE]
+
+
 def run_to_the_end(fedround: Any, seen: ObservedRound) -> ObservedRound:
     """Carry out what is decided in a world without faults until nothing is decided any more."""
     for i in range(PASSES_MAX):
         decision = decided(fedround, seen, T0 + timedelta(seconds=i))
+        shown = fedround.status.privacy.noise_multiplier
+        assert shown or not reservations(decision), "reserved before the status showed what it costs"
         fedround = fedround.model_copy(update={"status": decision.status})
         if seen.outcome is not None and not (decision.record or decision.apply or decision.delete):
             return seen

@@ -13,6 +13,7 @@ from signers import HUB_KEY, OWNER_KEY
 
 from tributary_accounting.ledger import Chain, LedgerBroken
 from tributary_accounting.signatures import SigningKey
+from tributary_api.client import FederatedClient
 from tributary_api.records import BundleManifest, LedgerEntry, LedgerKind, RoundPlan
 from tributary_operator import names
 from tributary_operator.accounting import Account, LedgerRef
@@ -109,6 +110,11 @@ class Accounting:
         if isinstance(found, Exception):
             raise found
         return found
+
+    async def runs_within(self, client: FederatedClient, *_: Any, besides: str, at_most: int) -> int:
+        """`a` affords 3 rounds, `b` 7, and a broken ledger tells nothing."""
+        await self.chain(LedgerRef.of(client))
+        return min(at_most, {"a": 3, "b": 7}[client.metadata.namespace])
 
     async def account(self, _: Any) -> Account:
         return Account(Chain(), 0.0, 0.0)
@@ -209,6 +215,29 @@ async def test_an_owner_may_say_which_key_signs(own: SigningKey, taken: bool) ->
     raw["spec"]["privacy"]["receiptKey"] = own.public
     seen = await observed([raw, raw_client("b")], store)
     assert (nn("a") in seen.deltas) is taken
+
+
+@pytest.mark.parametrize(
+    ("ledgers", "rounds"),
+    [({}, 3), ({"a": LedgerBroken("altered")}, 7), ({n: LedgerBroken("altered") for n in "ab"}, None)],
+)
+async def test_the_tightest_budget_says_how_many_such_rounds_there_are(
+    ledgers: dict[str, Chain | Exception], rounds: int | None
+) -> None:
+    store: dict[str, bytes | Exception] = {LAYOUT.plan(PLAN.run_key): PLAN.canonical_json()}
+    seen = await observed([raw_client("b"), raw_client("a")], store, ledgers)
+    assert (seen.affordable_rounds, seen.is_announced) == (rounds, False)
+
+
+async def test_what_the_status_shows_is_announced_and_not_asked_again() -> None:
+    store: dict[str, bytes | Exception] = {LAYOUT.plan(PLAN.run_key): PLAN.canonical_json()}
+    clients = [raw_client("a"), raw_client("b")]
+    first = decided(FEDROUND, await observed(clients, store)).status
+    shown = FEDROUND.model_copy(update={"status": first})
+    seen = await observe(a_world(clients, store), shown, "round", Memory())
+    assert (seen.affordable_rounds, seen.is_announced) == (None, True)
+    assert decided(shown, seen).status.privacy.affordable_rounds == 3
+    assert {record.planned.client for record in decided(shown, seen).record} == {nn("a"), nn("b")}
 
 
 def broken(name: str) -> Any:

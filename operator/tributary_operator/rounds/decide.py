@@ -41,7 +41,10 @@ Step = Callable[[Situation], Outcome]
 
 
 def reserve_budget(s: Situation) -> Outcome:
-    """Every member is charged before any of them starts; who is refused stays out."""
+    """Every member is charged before any of them starts; who is refused stays out.
+
+    What it will cost is shown first: the status is written after the records of a pass.
+    """
     if has_moved_on(s.seen):
         return Done()
     charged = s.seen.reserved | s.seen.deltas.keys()
@@ -50,6 +53,9 @@ def reserve_budget(s: Situation) -> Outcome:
     ]
     if not open_:
         return Done()
+    if not s.seen.is_announced:
+        message = "showing what privacy will cost before it is reserved"
+        return Waiting("Announcing", message, poll_after=AT_ONCE)
     return Waiting(
         reason="Reserving",
         message=f"setting privacy budget aside for {len(open_)} clients",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
-from tributary_api.records import OutcomeKind, RoundOutcome
+from tributary_api.records import FileDigest, OutcomeKind, RoundOutcome
 from tributary_api.round import FederatedRound, Method
 from tributary_api.shared import ModelRef, ModelSource
 from tributary_operator.kinds import ROUND
@@ -14,6 +15,7 @@ from tributary_operator.rounds.observed import BaseModel
 from tributary_store import bundle
 from tributary_store.errors import AccessDenied, ObjectDamaged, ObjectMissing, StoreError
 from tributary_store.objectstore import ObjectStore
+from tributary_store.tensors import TensorHeader, read_header
 
 CONFIG_FILE = "config.json"
 
@@ -61,14 +63,25 @@ async def _checked(world: World, ref: ModelRef) -> BaseModel:
 
 
 async def trained_weights(world: World, method: Method, ref: ModelRef) -> int | None:
-    """How many weights a LoRA round trains, if the architecture is known: to judge the noise by."""
-    if method.lora is None:
-        return None
+    """How many weights a round trains, if that can be told: to judge the noise by."""
     try:
+        if method.lora is None:
+            return await world.records.in_thread(_stored_weights, world.records.store, ref)
         config = await world.records.in_thread(_config, world.records.store, ref)
     except (StoreError, ValueError):
         return None
     return lora_weights(config, method)
+
+
+def _stored_weights(store: ObjectStore, ref: ModelRef) -> int:
+    """Of the whole model, by the headers of its files; tied weights are stored once."""
+
+    def header(file: FileDigest) -> TensorHeader:
+        uri = bundle.file_uri(ref, file.path)
+        return read_header(uri, file.size, lambda start, length: store.get_range(uri, start, length))
+
+    files = bundle.weight_files(bundle.read_manifest(store, ref))
+    return sum(math.prod(info.shape) for file in files for info in header(file).tensors.values())
 
 
 def _config(store: ObjectStore, ref: ModelRef) -> dict[str, Any]:

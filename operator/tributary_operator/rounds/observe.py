@@ -29,6 +29,7 @@ from tributary_operator.conditions import is_true
 from tributary_operator.jobs import Denied, ObservedJob
 from tributary_operator.kinds import CLIENT
 from tributary_operator.reconciler import World
+from tributary_operator.rounds.affording import affordable_rounds
 from tributary_operator.rounds.eligibility import failure
 from tributary_operator.rounds.models import trained_weights
 from tributary_operator.rounds.observed import Attempts, ObservedRound, WorkerFailure
@@ -60,6 +61,7 @@ class Memory:
     announced: bool = False
     """The status says that the ledgers are being asked."""
     trained_weights: int | None = None
+    affordable_rounds: int | None = None
 
 
 async def observe(world: World, fedround: FederatedRound, owner: str, memory: Memory) -> ObservedRound:
@@ -85,6 +87,9 @@ async def _planned(
     clients, invalid = await _clients(world, plan)
     await _look_for_deltas(world, plan, clients, jobs, memory)
     await _weigh(world, fedround, plan, memory)
+    is_announced = _is_announced(fedround, plan)
+    if not is_announced and memory.affordable_rounds is None:
+        memory.affordable_rounds = await affordable_rounds(world, plan, clients)
     layout = world.settings.layout
     aggregation, evaluation = (_of_stage(jobs, stage) for stage in (names.AGGREGATE, names.EVALUATE))
     manifest_uri, report_uri = layout.aggregate_manifest(plan.run_key), layout.evaluation(plan.run_key)
@@ -101,7 +106,13 @@ async def _planned(
         report=await _record(world, memory, report_uri, evaluation, EvaluationReport),
         evaluation=await _attempts(world, evaluation, memory),
         trained_weights=memory.trained_weights,
+        affordable_rounds=memory.affordable_rounds,
+        is_announced=is_announced,
     )
+
+
+def _is_announced(fedround: FederatedRound, plan: RoundPlan) -> bool:
+    return fedround.status.run_key == plan.run_key and bool(fedround.status.privacy.noise_multiplier)
 
 
 async def _finished(

@@ -130,5 +130,9 @@ class ObservedRound:
     evaluation: Attempts = NO_ATTEMPTS
     trained_weights: int | None = None
     """How many weights the method trains, where the architecture tells."""
+    affordable_rounds: int | None = None
+    """How many such rounds the tightest budget holds; asked before the cost is announced."""
+    is_announced: bool = False
+    """The status shows what privacy will cost."""
     closed: frozenset[NamespacedName] = frozenset()
     """Members whose ledger entry is settled or released."""

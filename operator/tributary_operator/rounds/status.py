@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tributary_api.meta import Condition, ConditionStatus
-from tributary_api.records import EvaluationReport, MechanismSpec, OutcomeKind, RoundOutcome, RoundPlan
+from tributary_api.records import EvaluationReport, OutcomeKind, RoundOutcome, RoundPlan
 from tributary_api.round import (
     ClientCounts,
     ClientFailure,
@@ -22,6 +22,12 @@ from tributary_operator.rounds.observed import ObservedRound
 from tributary_operator.rounds.selecting import screened
 from tributary_operator.rounds.situation import Situation
 from tributary_operator.rounds.training import Member, Standing, members
+
+NOISE_ACCEPTABLE = "NoiseAcceptable"
+NOISE_TO_SIGNAL_MAX = 10.0
+"""Above it, a step's noise is ten times as long as the longest possible mean gradient, and even a hundred steps
+that all pull one way only just come up to their noise (steps add up as T, noise as √T). The demo's rounds,
+which do learn, stand at 2.3."""
 
 EVALUATED = "Evaluated"
 COMPLETE = "Complete"
@@ -57,7 +63,7 @@ def status(s: Situation, at: Position | RoundOutcome) -> FederatedRoundStatus:
         clients=census.counts,
         clients_summary=f"{census.counts.submitted}/{census.counts.selected}",
         failed_clients=list(census.failures[:FAILURES_SHOWN_MAX]),
-        privacy=_privacy(seen) or old.privacy,
+        privacy=_privacy(seen, old.privacy),
         base_model=_base_model(seen) or old.base_model,
         model=seen.aggregate.model if seen.aggregate is not None else _model(at),
         metrics=at.metrics if isinstance(at, RoundOutcome) else metrics_of(seen.report),
@@ -79,7 +85,24 @@ def _conditions(s: Situation, at: Position | RoundOutcome) -> list[Condition]:
         *conditions.summary(progress, "False", reason, message, generation=_generation(s), now=s.now),
         *_passed(s, STEP_CONDITIONS[: STEP_CONDITIONS.index(at.step)]),
         _condition(s, at.step, "False", reason, message),
+        *_noise(s),
     ]
+
+
+def _noise(s: Situation) -> list[Condition]:
+    """A warning about a plan that cannot help, before it costs anything. The round goes on all the same."""
+    ratios = _noise_to_signal(s.seen)
+    if not ratios:
+        return []
+    if max(ratios) <= NOISE_TO_SIGNAL_MAX:
+        return [_condition(s, NOISE_ACCEPTABLE, "True", "NoiseNearSignal")]
+    message = (
+        f"the noise of a step is {max(ratios):.3g} times as long as the longest possible mean gradient; above "
+        f"{NOISE_TO_SIGNAL_MAX:g} a round can hardly help: raise privacy.epsilon or "
+        "training.expectedBatchSize, or train fewer weights (method.lora with a smaller rank or fewer "
+        "targetModules); spec.suspend stops this round before it spends more"
+    )
+    return [_condition(s, NOISE_ACCEPTABLE, "False", "NoiseAboveSignal", message)]
 
 
 def _generation(s: Situation) -> int:
@@ -172,21 +195,27 @@ def _after(plan: RoundPlan, outcome: RoundOutcome) -> Census:
     return Census(counts, [*outcome.failed, *plan.excluded])
 
 
-def _privacy(seen: ObservedRound) -> PrivacyPlan | None:
+def _privacy(seen: ObservedRound, old: PrivacyPlan) -> PrivacyPlan:
     """What privacy costs, known before anything is spent."""
-    if seen.plan is not None:
-        return privacy_plan([planned.grant.mechanism for planned in seen.plan.cohort], seen.trained_weights)
-    return None
-
-
-def privacy_plan(mechanisms: Sequence[MechanismSpec], trained_weights: int | None) -> PrivacyPlan:
-    """σ of the cohort, and σ·√d / (q·N): length of the noise over the largest length of a mean gradient."""
-    sigmas = [m.noise_multiplier for m in mechanisms]
-    batch = mechanisms[0].expected_batch_size
-    ratios = [sigma * math.sqrt(trained_weights) / batch for sigma in sigmas] if trained_weights else []
+    if seen.plan is None:
+        return old
+    mechanisms = [planned.grant.mechanism for planned in seen.plan.cohort]
+    affordable = seen.affordable_rounds
     return PrivacyPlan(
-        noise_multiplier=_range(sigmas), expected_batch_size=batch, noise_to_signal=_range(ratios)
+        noise_multiplier=_range([m.noise_multiplier for m in mechanisms]),
+        expected_batch_size=mechanisms[0].expected_batch_size,
+        noise_to_signal=_range(_noise_to_signal(seen)),
+        affordable_rounds=affordable if affordable is not None else old.affordable_rounds,
     )
+
+
+def _noise_to_signal(seen: ObservedRound) -> list[float]:
+    """σ·√d / (q·N) of each member: the noise's length over the largest length of a mean gradient."""
+    if seen.plan is None or not seen.trained_weights:
+        return []
+    mechanisms = [planned.grant.mechanism for planned in seen.plan.cohort]
+    length = math.sqrt(seen.trained_weights)
+    return [m.noise_multiplier * length / m.expected_batch_size for m in mechanisms]
 
 
 def _range(values: Sequence[float]) -> str:
@@ -224,7 +253,11 @@ def events(old: FederatedRoundStatus, new: FederatedRoundStatus) -> tuple[Event,
     """What changed since the status that was written last."""
     known = {(f.client, f.reason) for f in old.failed_clients}
     failed = [f for f in new.failed_clients if (f.client, f.reason) not in known]
+    noise = conditions.find(new.conditions, NOISE_ACCEPTABLE)
+    is_warned = conditions.find(old.conditions, NOISE_ACCEPTABLE) is not None
+    is_loud = noise is not None and noise.status == "False" and not is_warned
     return (
+        *((Event(noise.reason, noise.message, "Warning"),) if noise is not None and is_loud else ()),
         *(Event(f.reason, f"client {f.client}: {f.message}", "Warning") for f in failed),
         *conditions.transition(old.conditions, new.conditions),
     )
