@@ -7,13 +7,13 @@ CACHE := $(or $(TRIBUTARY_CACHE),$(HOME)/.cache/tributary)
 UV_VERSION := 0.13.8
 UV := $(CACHE)/uv-$(UV_VERSION)/bin/uv
 PY := .venv/bin/python
-TYPED := crds lib operator/tributary_operator worker_image/tributary_worker dev/tributary_dev examples/docstrings
+TYPED := crds lib operator/tributary_operator worker_image/tributary_worker dev/tributary_dev examples/docstrings benchmarks
 export PYTHONPATH := examples/docstrings
 export PYTHONDONTWRITEBYTECODE := 1
 # One thread for each process: two cores are shared by pods, tests and the cluster.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test built test-unit test-worker test-cluster test-e2e check generate lock format env up down
+.PHONY: help demo test built test-unit test-worker test-cluster test-e2e check generate lock format env up down bench-aggregate bench-dp
 
 help:            ## List these commands
 	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
@@ -90,6 +90,14 @@ $(UV):
 	$(UV) pip sync --quiet --python .venv-worker/bin/python --require-hashes $<
 	$(UV) pip install --quiet --python .venv-worker/bin/python --no-deps --editable .
 	touch $@
+
+BENCH = PYTHONPATH=benchmarks:tests .venv-bench/bin/python -m
+
+bench-aggregate: .venv-bench/stamp .venv-flower/stamp ## Aggregation against Flower and the bare store (CASES=small, or 124m,355m,5gb,strategies)
+	$(BENCH) tributary_bench.aggregation --cases $(or $(CASES),all)
+
+bench-dp: .venv-bench/stamp ## A private step against plain DeepSpeed and Opacus (METHODS="lora full")
+	$(BENCH) tributary_bench.training $(if $(METHODS),--methods $(METHODS))
 
 # The worker's libraries and Opacus: what benchmarks/ runs in.
 .venv-bench/stamp: requirements/bench.txt | $(UV)
