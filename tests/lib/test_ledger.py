@@ -168,28 +168,106 @@ def test_a_ledger_of_another_data_set_is_refused():
         read(store, URI, NamespacedName(namespace="clinic-a", name="letters"))
 
 
-def test_fifty_concurrent_reservers_never_overspend():
-    store = Objects()
-    budget = PrivacyBudget(epsilon="8", delta="1e-5")
-    granted, start = [], threading.Barrier(50)
+RESERVERS = 50
+BUDGET = PrivacyBudget(epsilon="8", delta="1e-5")
+
+
+class Killed(BaseException):
+    """The process is gone: no `except` of the ledger's may see it."""
+
+
+class DyingStore:
+    """The store of a process that is killed at its `dies_at`-th write, just before it or just after."""
+
+    def __init__(self, store, dies_at=None, *, is_written=False):
+        self.store, self.dies_at, self.is_written, self.writes = store, dies_at, is_written, 0
+
+    def get(self, uri):
+        return self.store.get(uri)
+
+    def put_new(self, uri, data, *, retain=False):
+        is_last, self.writes = self.writes == self.dies_at, self.writes + 1
+        if is_last and not self.is_written:
+            raise Killed
+        done = self.store.put_new(uri, data, retain=retain)
+        if is_last:
+            raise Killed
+        return done
+
+
+def ledger_in(store, prefix):
+    return Ledger(store, f"{prefix}/ledger/", DATA_SET, lambda: datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def test_fifty_concurrent_reservers_never_overspend(objects):
+    """Half of them are killed at their first write, before it or after, and started again."""
+    store, prefix = objects
+    granted, start = [], threading.Barrier(RESERVERS)
 
     def reserve(i):
         start.wait()
-        try:
-            a_ledger(store).reserve(a_grant(f"run-{i}"), budget)
-        except BudgetExceeded:
-            return
-        granted.append(i)
+        deaths = [DyingStore(store, 0, is_written=i % 4 == 0)] if i % 2 == 0 else []
+        for mine in [*deaths, store]:
+            try:
+                ledger_in(mine, prefix).reserve(a_grant(f"run-{i}"), BUDGET)
+                granted.append(i)
+            except (Killed, BudgetExceeded):
+                continue
 
-    threads = [threading.Thread(target=reserve, args=(i,)) for i in range(50)]
+    threads = [threading.Thread(target=reserve, args=(i,)) for i in range(RESERVERS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    chain = a_ledger(store).read()
-    assert len(granted) == len(chain.charged()) > 1
+    chain = ledger_in(store, prefix).read()
+    assert [entry.n for entry in chain.entries] == list(range(len(chain.entries)))
+    assert len({entry.run_key for entry in chain.entries}) == len(chain.entries), "a run was charged twice"
+    assert {f"run-{i}" for i in granted} <= {entry.run_key for entry in chain.entries}
+    assert len(chain.charged()) > 1
     assert accountant.epsilon(chain.charged(), DELTA) <= 8.0
     assert accountant.epsilon([*chain.charged(), MECHANISM], DELTA) > 8.0, "room was left unused"
+
+
+def story(ledger, started):
+    """What operator and worker do with two rounds, one of which ends without this client."""
+    ledger.reserve(a_grant("trains"), BUDGET)
+    ledger.reserve(a_grant("ends"), BUDGET)
+    ledger.launch(a_grant("trains"), KEY)
+    started.add("trains")
+    ledger.settle(a_grant("trains"))
+    ledger.release(a_grant("ends"), "the round ended without this client")
+
+
+WRITES_OF_THE_STORY = 5
+
+
+@pytest.mark.parametrize("is_written", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("dies_at", range(WRITES_OF_THE_STORY))
+def test_killed_at_every_write_nothing_is_charged_twice_or_forgotten(objects, dies_at, is_written):
+    store, prefix = objects
+    started = set()
+    with pytest.raises(Killed):
+        story(ledger_in(DyingStore(store, dies_at, is_written=is_written), prefix), started)
+    found = ledger_in(store, prefix).read()
+    assert len(found.entries) == dies_at + is_written
+    assert all(found.state(run) is not None for run in started), "a worker runs that the ledger does not know"
+    with_story = ledger_in(DyingStore(store), prefix)
+    story_again(with_story, started)
+    chain = with_story.read()
+    assert [e.kind for e in chain.entries] == ["reserve", "reserve", "launch", "settle", "release"]
+    assert chain.charged() == chain.launched() == [MECHANISM]
+
+
+def story_again(ledger, started):
+    """From the start, as after any restart; what is settled already launches nothing more."""
+    ledger.reserve(a_grant("trains"), BUDGET)
+    if ledger.read().state("ends") is not LedgerKind.RELEASE:
+        ledger.reserve(a_grant("ends"), BUDGET)
+    if ledger.read().state("trains") is not LedgerKind.SETTLE:
+        ledger.launch(a_grant("trains"), KEY)
+        started.add("trains")
+    ledger.settle(a_grant("trains"))
+    ledger.release(a_grant("ends"), "the round ended without this client")
 
 
 STEPS = ["reserve", "launch", "settle", "release"]

@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 from memory_store import MemoryStore
 from round_worlds import BASE, SETTINGS, T0, a_client, a_round
+from signers import OWNER_KEY
 
 from tributary_accounting import accountant
 from tributary_accounting.ledger import Ledger, LedgerBroken
+from tributary_api.client import ClientPrivacyStatus, FederatedClient
 from tributary_api.shared import StoreEndpoint
 from tributary_operator.accounting import AccountantDied, Accounting, LedgerRef, Training
+from tributary_operator.clients.decide import ObservedClient, decide
 from tributary_operator.rounds.planning import grant
 from tributary_operator.store import Records
 
@@ -91,6 +94,40 @@ async def test_a_ledger_that_was_shortened_is_noticed_after_a_restart(accounting
         await restarted.reserve(ref, next_grant, client.spec.privacy.budget, mirror)
     assert accounting.store.objects == {}
     restarted.close()
+
+
+async def test_two_rounds_of_three_show_what_they_compose_to_and_not_six(accounting: Accounting) -> None:
+    """N = 10 000, batch 256, 800 steps: sigma 1.263 costs epsilon 3 at delta 1e-5."""
+    privacy = {
+        "budget": {"epsilon": "8", "delta": "1e-5"},
+        "maxRoundEpsilon": "3",
+        "ledgerUri": "s3://own/l/",
+    }
+    client = a_client(data={"numExamples": 10_000}, privacy=privacy)
+    ref = LedgerRef.of(client)
+    ledger = Ledger(accounting.store, ref.uri, ref.data_set, lambda: T0)
+    shown = []
+    for run in (1, 2):
+        fedround = a_round(run=run, training=EIGHT_HUNDRED, privacy={"epsilon": "3", "delta": "1e-5"})
+        granted = grant(fedround, client, BASE, 1.263, SETTINGS.layout)
+        ledger.reserve(granted, client.spec.privacy.budget)
+        shown.append(await status_of(accounting, client))
+        ledger.launch(granted, OWNER_KEY.public)
+        shown.append(await status_of(accounting, client))
+    assert [(s.spent_epsilon, s.reserved_epsilon, s.remaining_epsilon, s.rounds) for s in shown] == [
+        ("0.000", "3.001", "4.999", 1),
+        ("3.001", "0.000", "4.999", 1),
+        ("3.001", "1.353", "3.646", 2),
+        ("4.354", "0.000", "3.646", 2),
+    ]
+    assert shown[-1].ledger_head == ledger.read().head
+
+
+EIGHT_HUNDRED = {"maxSteps": 800, "expectedBatchSize": 256, "learningRate": "1e-3"}
+
+
+async def status_of(accounting: Accounting, client: FederatedClient) -> ClientPrivacyStatus:
+    return decide(client, ObservedClient(await accounting.account(client)), T0).status.privacy
 
 
 PARENT = """
