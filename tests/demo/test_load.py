@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 
-from docstrings_demo.load import RELEASE_HEADER, Counters, Sender, percentile
+from docstrings_demo.load import RELEASE_HEADER, Counters, Sender, await_service, percentile
 from docstrings_demo.podtasks import LoadTask
 
 
@@ -86,3 +87,16 @@ def test_percentiles() -> None:
     assert percentile([], 0.5) == 0.0
     assert percentile([float(i) for i in range(100)], 0.99) == 99.0
     assert percentile([1.0, 2.0, 3.0], 0.5) == 2.0
+
+
+def test_the_load_waits_for_a_service_that_is_about_to_be_there(task: LoadTask) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        late = task.model_copy(update={"url": f"http://127.0.0.1:{reserved.getsockname()[1]}"})
+        threading.Timer(0.5, reserved.listen).start()
+        await_service(late)
+        socket.create_connection(reserved.getsockname(), timeout=1).close()
+
+
+def test_the_load_does_not_wait_for_ever(task: LoadTask) -> None:
+    await_service(task.model_copy(update={"url": "http://127.0.0.1:9", "timeout_seconds": 0.3}))

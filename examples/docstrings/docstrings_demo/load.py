@@ -10,10 +10,12 @@ from __future__ import annotations
 import http.client
 import json
 import signal
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from urllib.parse import urlsplit
@@ -133,8 +135,23 @@ class Sender:
         self.connection = None
 
 
+def await_service(task: LoadTask) -> None:
+    """Wait until the Service can be connected to from here, but not longer than a request would.
+
+    It was created moments ago, and each node's proxy learns of it in its own time. What fails after that is
+    the release's fault, and counts.
+    """
+    address, deadline = urlsplit(task.url), time.monotonic() + task.timeout_seconds
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            socket.create_connection((address.hostname, address.port or 80), timeout=1).close()
+            return
+        time.sleep(0.1)
+
+
 def main() -> None:
     task = read_task(LoadTask)
+    await_service(task)
     counters, end = Counters(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: end.set())
     senders = [
