@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +16,17 @@ from signers import OWNER_KEY
 
 from tributary_api.meta import NamespacedName
 from tributary_api.records import AggregateManifest, DeltaManifest, FileDigest
+from tributary_api.round import Method
 from tributary_api.shared import ModelRef
 from tributary_api.tasks import AggregateTask
 from tributary_store import bundle
 from tributary_store.digests import digest_of_bytes
+from tributary_store.errors import ObjectDamaged
 from tributary_store.keys import Layout
-from tributary_worker.aggregate import aggregate
+from tributary_worker.aggregate import Place, aggregate
+from tributary_worker.aggregation.making import DEFAULT, Tuning
+from tributary_worker.aggregation.norms import l2_norm
+from tributary_worker.aggregation.work import ALONE, Pod
 from tributary_worker.lora_init import frozen_a
 
 RUN_KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -89,21 +95,33 @@ class Round:
         uri = LAYOUT.delta(client(name), RUN_KEY)
         self.store.objects[uri] = data
         manifest = delta_manifest(name, self.base, digest_of_bytes(data, "delta.safetensors"))
+        manifest = manifest.model_copy(update={"l2_norm": norm_of(data, self.method)})
         manifest = OWNER_KEY.signed(manifest.model_copy(update=changes))
         self.store.objects[LAYOUT.delta_manifest(client(name), RUN_KEY)] = manifest.canonical_json()
 
     def only(self, *names: str) -> Round:
         return replace(self, weights={name: self.weights[name] for name in names})
 
-    def run(self, directory: Path) -> AggregateManifest:
+    def run(self, directory: Path, pod: Pod = ALONE, tuning: Tuning = DEFAULT) -> AggregateManifest:
         directory.mkdir()
-        return aggregate(self.task, self.store, directory, structlog.get_logger())
+        return aggregate(self.task, Place(self.store, directory, structlog.get_logger(), pod, tuning))
 
     def result(self, directory: Path) -> Path:
         """The directory of the new model, as `tributary model pull` gives it."""
         manifest = self.run(directory / "work")
         bundle.pull(self.store, manifest.model, directory / "new")
         return directory / "new"
+
+
+def norm_of(data: bytes, method: Mapping[str, Any]) -> float:
+    """What an honest client would state; 1 where the data have no norm."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        try:
+            return l2_norm(Path(file.name), Method.model_validate(method))
+        except (ObjectDamaged, ValueError):
+            return 1.0
 
 
 def delta_manifest(name: str, base: ModelRef, file: FileDigest) -> DeltaManifest:
@@ -113,6 +131,7 @@ def delta_manifest(name: str, base: ModelRef, file: FileDigest) -> DeltaManifest
             "client": client(name).to_json_object(),
             "baseModelDigest": base.digest,
             "file": file.to_json_object(),
+            "l2Norm": 1.0,
             "receipt": {
                 "grantDigest": grant_digest(name),
                 "mechanism": {

@@ -8,10 +8,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tributary_api.records import FileDigest
-from tributary_store.digests import digest_of_file
+from tributary_store.digests import digest_of_bytes, digest_of_file
 from tributary_store.errors import ObjectDamaged, ObjectExists, ObjectMissing
-from tributary_store.objects import ObjectInfo, bucket_and_key
+from tributary_store.objects import Bytes, ObjectInfo, bucket_and_key
 from tributary_store.transfers import download
+
+
+@dataclass
+class MemoryUpload:
+    store: MemoryStore
+    uri: str
+    data: bytearray = field(default_factory=bytearray)
+
+    def write(self, data: Bytes) -> None:
+        self.data += data
+
+    def finish(self, name: str) -> FileDigest:
+        self.abort()
+        self.store.put_new(self.uri, bytes(self.data))
+        return digest_of_bytes(bytes(self.data), name)
+
+    def abort(self) -> None:
+        if self.uri in self.store.unfinished:
+            self.store.unfinished.remove(self.uri)
 
 
 @dataclass
@@ -19,6 +38,8 @@ class MemoryStore:
     objects: dict[str, bytes] = field(default_factory=dict)
     retained: set[str] = field(default_factory=set)
     bytes_read: int = 0
+    unfinished: list[str] = field(default_factory=list)
+    """Where uploads were begun that are neither finished nor aborted."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, uri: str) -> bytes:
@@ -56,6 +77,15 @@ class MemoryStore:
     def upload_new(self, uri: str, path: Path) -> FileDigest:
         self.put_new(uri, path.read_bytes())
         return digest_of_file(path)
+
+    def begin(self, uri: str) -> MemoryUpload:
+        self.unfinished.append(uri)
+        return MemoryUpload(self, uri)
+
+    def discard_unfinished(self, uri: str) -> int:
+        left = self.unfinished.count(uri)
+        self.unfinished = [other for other in self.unfinished if other != uri]
+        return left
 
     def download(self, uri: str, path: Path, expected: FileDigest) -> None:
         download(self, uri, path, expected)

@@ -120,13 +120,14 @@ def a_delta(plan_: RoundPlan, name: str) -> DeltaManifest:
         delta="1e-6",
         self_test=figures,
     )
-    file = FileDigest(path="delta.safetensors", size=1, sha256=DIGEST)
+    file = FileDigest(path="delta.safetensors", size=1, chunks=[DIGEST])
     return OWNER_KEY.signed(
         DeltaManifest(
             run_key=plan_.run_key,
             client=planned.client,
             base_model_digest=planned.grant.base_model_digest,
             file=file,
+            l2_norm=1.0,
             receipt=receipt,
         )
     )
@@ -163,7 +164,13 @@ def a_selection(*clients: FederatedClient, **changes: Any) -> Selection:
 
 def an_aggregate(plan_: RoundPlan, included: list[NamespacedName]) -> AggregateManifest:
     return AggregateManifest(
-        run_key=plan_.run_key, base_model=BASE, model=NEW, included=included, bytes_read=1
+        run_key=plan_.run_key,
+        base_model=BASE,
+        model=NEW,
+        included=included,
+        delta_bytes=1,
+        bytes_read=1,
+        bytes_written=1,
     )
 
 

@@ -27,7 +27,6 @@ from tributary_api.records import (
     CompressionManifest,
     DeltaManifest,
     EvaluationReport,
-    FileDigest,
     GateVerdict,
     ModelScore,
     Receipt,
@@ -37,6 +36,7 @@ from tributary_api.shared import ModelRef
 from tributary_api.tasks import TASK_ENV, AggregateTask, CompressTask, EvaluateTask, GateTask, TrainTask
 from tributary_operator import names
 from tributary_store import bundle
+from tributary_store.digests import digest_of_bytes
 from tributary_store.objectstore import ObjectStore
 
 LOOK_SECONDS = 0.3
@@ -181,12 +181,13 @@ class WorkerDouble:
             delta=grant.delta,
             self_test=figures,
         )
-        file = FileDigest(path="delta.safetensors", size=len(delta), sha256=sha256_of(delta))
+        file = digest_of_bytes(delta, "delta.safetensors")
         manifest = DeltaManifest(
             run_key=grant.run_key,
             client=grant.client,
             base_model_digest=grant.base_model_digest,
             file=file,
+            l2_norm=1.0,
             receipt=receipt,
         )
         self.store.put_new(task.manifest_uri, OWNER_KEY.signed(manifest).canonical_json(), retain=True)
@@ -199,7 +200,9 @@ class WorkerDouble:
             base_model=task.base_model,
             model=tiny_bundle(self.store, task.models_uri, seed=repr((task.run_key, included))),
             included=included,
+            delta_bytes=1,
             bytes_read=1,
+            bytes_written=1,
         )
         self.store.put_new(task.manifest_uri, manifest.canonical_json(), retain=True)
 

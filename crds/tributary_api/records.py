@@ -132,10 +132,8 @@ class FileDigest(ApiModel):
 
     path: str
     size: Annotated[int, Field(ge=0)]
-    sha256: Digest
-    """Of the whole file."""
-    chunks: list[Digest] = []
-    """Of every CHUNK_BYTES chunk in order."""
+    chunks: list[Digest]
+    """Of every CHUNK_BYTES chunk in order: several writers and readers can work on one file at a time."""
 
 
 class SelfTestFigures(ApiModel):
@@ -170,6 +168,8 @@ class DeltaManifest(ApiModel):
     client: NamespacedName
     base_model_digest: Digest
     file: FileDigest
+    l2_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Of the noised values of the trained tensors, as a reader decodes them. Computed after noise: it is free."""
     receipt: Receipt
     signature: Signature | None = None
     """The tenant's, of everything else in here: a receipt cannot be moved to another delta. Unsigned is refused."""
@@ -183,7 +183,49 @@ class AggregateManifest(ApiModel):
     model: ModelRef
     included: list[NamespacedName]
     excluded: list[ClientFailure] = []
+    delta_bytes: int
+    """What the included clients sent."""
     bytes_read: int
+    bytes_written: int
+
+
+class ShardRecord(ApiModel):
+    """rounds/<runKey>/aggregate/<cohortKey>/shards/<n>.json: one file of the new model is uploaded, for good."""
+
+    file: FileDigest
+    state: list[FileDigest] = []
+    """Files of the server optimizer's state that belong to this shard."""
+    squares: list[float] = []
+    """Of each delta, in the order of the clients' names: sum of the squares of its elements in this shard."""
+    bytes_read: int
+
+
+class GramRecord(ApiModel):
+    """rounds/<runKey>/aggregate/<cohortKey>/gram/<n>.json: products of the deltas over one shard."""
+
+    products: list[list[float]]
+    """<d_i, d_j>, clients in the order of their names."""
+    bytes_read: int
+
+
+class ProgressMark(ApiModel):
+    """rounds/<runKey>/aggregate/<cohortKey>/progress/<pod>/<percent>.json: how far one pod is, now and then."""
+
+    bytes_done: int
+    """Read by this pod."""
+    bytes_total: int
+    """That this pod has to read."""
+    bytes_per_second: int
+
+
+class OptimizerState(ApiModel):
+    """Beside a model: what the server optimizer that made it remembers."""
+
+    model_digest: Digest
+    optimizer: str
+    """Its settings as canonical JSON: another optimizer's memory is not used."""
+    files: dict[str, dict[str, FileDigest]]
+    """By the model's file and the name of what is remembered."""
 
 
 class BundleManifest(ApiModel):

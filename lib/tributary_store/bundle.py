@@ -1,6 +1,9 @@
-"""A model as a bundle of files in the object store, named by the digest of its bytes.
+"""A model as a bundle of files in the object store.
 
-<models>/<sha256>/ holds the files and, written last, bundle.json: a bundle without it does not exist.
+A folder holds the files and, written last, bundle.json: a bundle without it does not exist. What is pushed
+from a directory lies in <models>/<sha256>/, named by the digest of its bytes; what is written while it is
+computed has the name of what it is computed from (`keys.aggregated_model`). In both cases the digest says
+what it is.
 """
 
 from __future__ import annotations
@@ -39,8 +42,23 @@ def push(
     ref = ModelRef(uri=models_uri.rstrip("/") + "/" + digest.removeprefix("sha256:"), digest=digest)
     for path, file in zip(paths, files, strict=True):
         _upload(store, ref, path, file)
+    return publish(store, ref.uri, files, parents=parents, run_key=run_key, description=description)
+
+
+def publish(
+    store: Objects,
+    uri: str,
+    files: Sequence[FileDigest],
+    *,
+    parents: Sequence[ModelRef] = (),
+    run_key: str | None = None,
+    description: str = "",
+) -> ModelRef:
+    """Write the manifest that makes the bundle at `uri` exist, once its files are there."""
+    ordered = sorted(files, key=lambda file: file.path)
+    ref = ModelRef(uri=uri, digest=bundle_digest(ordered))
     manifest = BundleManifest(
-        digest=digest, files=files, parents=list(parents), run_key=run_key, description=description
+        digest=ref.digest, files=ordered, parents=list(parents), run_key=run_key, description=description
     )
     _publish(store, ref, manifest)
     return ref
@@ -99,7 +117,7 @@ def weight_bytes(manifest: BundleManifest) -> int:
 
 def _upload(store: Objects, ref: ModelRef, path: Path, file: FileDigest) -> None:
     sent = store.upload_new(file_uri(ref, file.path), path)
-    if sent.sha256 != file.sha256:
+    if sent != file:
         raise ObjectDamaged(f"{path} changed while it was read: push it again when nobody writes to it")
 
 

@@ -1,10 +1,13 @@
-"""Digests of files: of the whole, and of each chunk, so that a reader can stop at the first wrong one."""
+"""Digests of files, chunk by chunk: a reader stops at the first wrong one, and a writer needs no second read.
+
+A file is identified by its size and the digests of its chunks. There is none of the whole: it could only be
+computed from front to back, by one thread.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tributary_api.base import sha256_of
@@ -14,24 +17,22 @@ from tributary_store.errors import ObjectDamaged
 
 def digest_of_file(path: Path, name: str | None = None) -> FileDigest:
     """The digest of a local file, under `name` or else the file's own name."""
-    return digest_of_chunks(_chunks_of(path), name or path.name)
+    return digest_of_chunks(chunks_of(path), name or path.name)
 
 
 def digest_of_bytes(data: bytes, name: str) -> FileDigest:
-    starts = range(0, len(data), CHUNK_BYTES)
-    return digest_of_chunks((data[start : start + CHUNK_BYTES] for start in starts), name)
+    return digest_of_chunks((data[start : start + length] for start, length in spans(len(data))), name)
 
 
-def digest_of_chunks(chunks: Iterator[bytes], name: str) -> FileDigest:
-    whole, size, digests = hashlib.sha256(), 0, []
+def digest_of_chunks(chunks: Iterable[bytes], name: str) -> FileDigest:
+    size, digests = 0, []
     for chunk in chunks:
-        whole.update(chunk)
         size += len(chunk)
         digests.append(sha256_of(chunk))
-    return FileDigest(path=name, size=size, sha256=f"sha256:{whole.hexdigest()}", chunks=digests)
+    return FileDigest(path=name, size=size, chunks=digests)
 
 
-def _chunks_of(path: Path) -> Iterator[bytes]:
+def chunks_of(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             yield chunk
@@ -51,6 +52,14 @@ def read_span(path: Path, start: int, length: int) -> bytes:
         os.close(descriptor)
 
 
+def check_complete(uri: str, digest: FileDigest) -> None:
+    """ObjectDamaged unless the manifest has a digest for every chunk."""
+    if len(digest.chunks) != -(-digest.size // CHUNK_BYTES):
+        raise ObjectDamaged(
+            f"{uri}: its manifest has not one digest for each {CHUNK_BYTES} bytes; publish it again"
+        )
+
+
 def check_chunk(uri: str, expected: FileDigest, start: int, data: bytes) -> None:
     """Compare the chunk at byte `start` with its digest; ObjectDamaged names the chunk."""
     index = start // CHUNK_BYTES
@@ -58,12 +67,4 @@ def check_chunk(uri: str, expected: FileDigest, start: int, data: bytes) -> None
         raise ObjectDamaged(
             f"{uri}: bytes {start} to {start + len(data)} are not those that were published; "
             "publish the object again under a new key, or restore it from a copy"
-        )
-
-
-def check_whole(uri: str, expected: FileDigest, found: FileDigest) -> None:
-    if (found.size, found.sha256) != (expected.size, expected.sha256):
-        raise ObjectDamaged(
-            f"{uri}: {found.size} bytes with digest {found.sha256}, "
-            f"expected {expected.size} bytes with digest {expected.sha256}"
         )

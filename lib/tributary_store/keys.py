@@ -52,6 +52,9 @@ class Layout:
     def aggregate_manifest(self, run_key: str) -> str:
         return self._uri(f"rounds/{run_key}/aggregate/{MANIFEST}")
 
+    def aggregate_records(self, run_key: str) -> AggregateRecords:
+        return AggregateRecords.beside(self.aggregate_manifest(run_key))
+
     def evaluation(self, run_key: str) -> str:
         return self._uri(f"rounds/{run_key}/evaluation.json")
 
@@ -70,6 +73,52 @@ class Layout:
 
     def gate_verdict(self, key: str) -> str:
         return self._uri(f"gates/{key}.json")
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateRecords:
+    """What the pods of an aggregation write down for one another, below `folder`.
+
+    All but the exclusions lie under a key of the accepted deltas: with another set of them nothing is reused.
+    """
+
+    folder: str
+
+    @classmethod
+    def beside(cls, manifest_uri: str) -> AggregateRecords:
+        """Those of the aggregation that ends with this manifest."""
+        return cls(manifest_uri.removesuffix(MANIFEST))
+
+    @property
+    def exclusions(self) -> str:
+        return f"{self.folder}excluded/"
+
+    def exclusion(self, client: NamespacedName) -> str:
+        return f"{self.exclusions}{client.namespace}.{client.name}.json"
+
+    def shard(self, cohort_key: str, n: int) -> str:
+        return f"{self.folder}{cohort_key}/shards/{n:05d}.json"
+
+    def gram(self, cohort_key: str, n: int) -> str:
+        return f"{self.folder}{cohort_key}/gram/{n:05d}.json"
+
+    @property
+    def progress(self) -> str:
+        return f"{self.folder}progress/"
+
+    def progress_mark(self, pod: int, percent: int) -> str:
+        """Zero-padded, so that the last of a listing is the newest."""
+        return f"{self.progress}{pod:03d}/{percent:03d}.json"
+
+
+def aggregated_model(models_uri: str, cohort_key: str) -> str:
+    """Where a model is written while it is being made: its digest is not known yet, what it is made of is."""
+    return f"{models_uri.rstrip('/')}/{cohort_key}"
+
+
+def optimizer_state(model_uri: str) -> str:
+    """Folder, beside a model, of what the server optimizer remembers."""
+    return f"{model_uri.rstrip('/')}-optimizer/"
 
 
 def ledger_entry(ledger_uri: str, n: int) -> str:

@@ -10,6 +10,8 @@ from typing import Protocol
 from tributary_api.records import FileDigest
 from tributary_store.errors import StoreError
 
+Bytes = bytes | bytearray | memoryview
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
@@ -17,6 +19,22 @@ class ObjectInfo:
 
     uri: str
     size: int
+
+
+class Upload(Protocol):
+    """An object on its way, written from front to back. It exists once it is finished."""
+
+    def write(self, data: Bytes) -> None:
+        """Add to the end; the caller may use its buffer again at once."""
+        ...
+
+    def finish(self, name: str) -> FileDigest:
+        """Create the object by the rules of `put_new`; gives its digest, under `name`."""
+        ...
+
+    def abort(self) -> None:
+        """Leave nothing behind."""
+        ...
 
 
 class Objects(Protocol):
@@ -48,6 +66,14 @@ class Objects(Protocol):
 
     def upload_new(self, uri: str, path: Path) -> FileDigest:
         """Create an object from a file of any size, by the rules of `put_new`; gives the file's digest."""
+        ...
+
+    def begin(self, uri: str) -> Upload:
+        """Start to create an object of a size that is not known yet."""
+        ...
+
+    def discard_unfinished(self, uri: str) -> int:
+        """Remove what killed writers of this object have left at the store; gives how many there were."""
         ...
 
     def download(self, uri: str, path: Path, expected: FileDigest) -> None:

@@ -9,14 +9,11 @@ One `ObjectStore` may be used from several threads.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +21,9 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tributary_api.records import CHUNK_BYTES, FileDigest
+from tributary_api.records import FileDigest
 from tributary_api.shared import StoreEndpoint
-from tributary_store.digests import digest_of_file, read_span, spans
+from tributary_store.digests import chunks_of, digest_of_file
 from tributary_store.errors import (
     AccessDenied,
     ObjectDamaged,
@@ -38,19 +35,17 @@ from tributary_store.errors import (
 from tributary_store.faults import Request, code_of, explained, is_missing, status_of
 from tributary_store.objects import ObjectInfo, bucket_and_key
 from tributary_store.transfers import TRANSFERS_PARALLEL, download, has_bytes
+from tributary_store.uploads import ChunkedUpload, Hooks, discard_unfinished
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
     from types_boto3_s3 import S3Client
-    from types_boto3_s3.type_defs import CompletedPartTypeDef
 
 CONNECT_TIMEOUT_SECONDS = 5
 READ_TIMEOUT_SECONDS = 60
 REQUEST_ATTEMPTS_MAX = 4
 BODY_ATTEMPTS_MAX = 3
 """boto3 repeats a request, but not one whose body broke off."""
-PARTS_MAX = 10_000
-"""Of one multipart upload (S3 API)."""
 RETENTION = timedelta(days=3653)
 """Ten years: longer than anyone keeps a model, so a retained record outlives what it is about."""
 NO_OBJECT_LOCK_STATUS = frozenset(
@@ -138,12 +133,33 @@ class ObjectStore:
         return True
 
     def upload_new(self, uri: str, path: Path) -> FileDigest:
-        digest = digest_of_file(path)
-        if digest.size <= CHUNK_BYTES:
-            self.put_new(uri, path.read_bytes())
-        elif not self._is_there(uri, digest):
-            self._upload_parts(uri, path, digest)
-        return digest
+        if self.head(uri) is not None:
+            digest = digest_of_file(path)
+            if not has_bytes(self, uri, digest):
+                raise ObjectExists(_other_bytes(uri))
+            return digest
+        upload = self.begin(uri)
+        try:
+            for chunk in chunks_of(path):
+                upload.write(chunk)
+            return upload.finish(path.name)
+        except BaseException:
+            upload.abort()
+            raise
+
+    def begin(self, uri: str) -> ChunkedUpload:
+        hooks = Hooks(
+            put=lambda data: self.put_new(uri, data),
+            explain=lambda error: self._explained(error, "PUT", uri),
+            settle=lambda error, file: self._settled(error, uri, lambda: has_bytes(self, uri, file)),
+        )
+        return ChunkedUpload(self._client, uri, hooks)
+
+    def discard_unfinished(self, uri: str) -> int:
+        try:
+            return discard_unfinished(self._client, uri)
+        except (ClientError, BotoCoreError) as error:
+            raise self._explained(error, "LIST UPLOADS", uri) from error
 
     def download(self, uri: str, path: Path, expected: FileDigest) -> None:
         download(self, uri, path, expected)
@@ -209,61 +225,6 @@ class ObjectStore:
                     ) from error
             raise self._explained(error, "Object Lock of", f"s3://{bucket}") from error
         return answer["ObjectLockConfiguration"].get("ObjectLockEnabled") == "Enabled"
-
-    def _is_there(self, uri: str, digest: FileDigest) -> bool:
-        """Whether the object exists with these bytes; ObjectExists if it has others."""
-        try:
-            same = has_bytes(self, uri, digest)
-        except ObjectMissing:
-            return False
-        if not same:
-            raise ObjectExists(_other_bytes(uri))
-        return True
-
-    def _upload_parts(self, uri: str, path: Path, digest: FileDigest) -> None:
-        bucket, key = bucket_and_key(uri)
-        try:
-            upload = self._client.create_multipart_upload(Bucket=bucket, Key=key, ChecksumAlgorithm="SHA256")
-        except (ClientError, BotoCoreError) as error:
-            raise self._explained(error, "PUT", uri) from error
-        try:
-            parts = self._send_parts(uri, path, digest.size, upload["UploadId"])
-            self._client.complete_multipart_upload(
-                Bucket=bucket,
-                Key=key,
-                UploadId=upload["UploadId"],
-                MultipartUpload={"Parts": parts},
-                IfNoneMatch="*",
-            )
-        except (ClientError, BotoCoreError) as error:
-            self._abort(uri, upload["UploadId"])
-            self._settled(error, uri, lambda: has_bytes(self, uri, digest))
-
-    def _send_parts(self, uri: str, path: Path, size: int, upload_id: str) -> Sequence[CompletedPartTypeDef]:
-        bucket, key = bucket_and_key(uri)
-        part_bytes = CHUNK_BYTES * -(-size // (CHUNK_BYTES * PARTS_MAX))
-
-        def send(number: int, span: tuple[int, int]) -> CompletedPartTypeDef:
-            data = read_span(path, *span)
-            checksum = _checksum(data)
-            answer = self._client.upload_part(
-                Bucket=bucket,
-                Key=key,
-                UploadId=upload_id,
-                PartNumber=number,
-                Body=data,
-                ChecksumSHA256=checksum,
-            )
-            return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
-
-        with ThreadPoolExecutor(TRANSFERS_PARALLEL) as pool:
-            return [*pool.map(send, count(1), spans(size, part_bytes))]
-
-    def _abort(self, uri: str, upload_id: str) -> None:
-        # Left-over parts cost space but are not an object; the bucket's lifecycle rule may remove them later.
-        bucket, key = bucket_and_key(uri)
-        with contextlib.suppress(ClientError, BotoCoreError):
-            self._client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
 
     def _explained(self, error: Exception, action: str, uri: str) -> Exception:
         return explained(error, Request(action, uri, self.endpoint, self.identity))

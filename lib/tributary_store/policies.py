@@ -34,6 +34,7 @@ Statement = dict[str, Any]
 
 READ = ("s3:GetObject",)
 CREATE = ("s3:PutObject", "s3:PutObjectRetention", "s3:AbortMultipartUpload")
+SEE_UNFINISHED = ("s3:ListBucketMultipartUploads",)
 FORBIDDEN_TO_ALL = ("s3:DeleteObject", "s3:DeleteObjectVersion", "s3:BypassGovernanceRetention")
 ASK_FOR_OBJECT_LOCK = ("s3:GetBucketObjectLockConfiguration",)
 
@@ -65,6 +66,8 @@ class Right:
     reads: tuple[str, ...] = ()
     creates: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
+    tidies: bool = False
+    """May see unfinished uploads, in order to remove what a killed writer left."""
 
 
 def exchange_policy(
@@ -100,22 +103,35 @@ def _hub_rights(layout: Layout, hub: HubIdentities) -> Iterator[Right]:
     any_run = "*"
     plan, outcome = _key(layout.plan(any_run)), _key(layout.outcome(any_run))
     aggregate, evaluation = _key(layout.aggregate_manifest(any_run)), _key(layout.evaluation(any_run))
+    records = layout.aggregate_records(any_run)
+    aggregation, progress = _key(records.folder) + "*", _key(records.progress) + "*"
     compression, verdict = _key(layout.compression_manifest("*")), _key(layout.gate_verdict("*"))
     # From a model's shape the operator tells how much noise a round adds; it never reads weights.
     bundle = (f"{models}*/{BUNDLE_FILE}", f"{models}*/{CONFIG_FILE}", f"{releases}*/{BUNDLE_FILE}")
     yield Right(
         "HubOperator",
         hub.operator,
-        reads=(plan, outcome, aggregate, evaluation, compression, verdict, *bundle, f"{deltas}*/{MANIFEST}"),
+        reads=(
+            plan,
+            outcome,
+            aggregate,
+            progress,
+            evaluation,
+            compression,
+            verdict,
+            *bundle,
+            f"{deltas}*/{MANIFEST}",
+        ),
         creates=(plan, outcome),
         lists=("rounds/*", f"{deltas}*", f"{models}*", f"{releases}*", "gates/*"),
     )
     yield Right(
         "Aggregator",
         hub.aggregator,
-        reads=(f"{deltas}*", f"{models}*", f"{datasets}*", aggregate, evaluation),
-        creates=(f"{models}*", aggregate, evaluation),
+        reads=(f"{deltas}*", f"{models}*", f"{datasets}*", aggregation, evaluation),
+        creates=(f"{models}*", aggregation, evaluation),
         lists=(f"{deltas}*", f"{models}*", f"{datasets}*", "rounds/*"),
+        tidies=True,
     )
     yield Right(
         "Serving",
@@ -174,6 +190,8 @@ def _statements(bucket: str, right: Right) -> Iterator[Statement]:
     condition = {"StringLike": {"s3:prefix": list(right.lists)}}
     listing = _statement(right.name + "List", "Allow", who, ("s3:ListBucket",), [bucket])
     yield listing | {"Condition": condition}
+    if right.tidies:
+        yield _statement(right.name + "Tidy", "Allow", who, SEE_UNFINISHED, [bucket])
 
 
 def _deny(name: str, bucket: str, actions: Sequence[str]) -> Statement:

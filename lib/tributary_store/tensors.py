@@ -34,6 +34,10 @@ class TensorInfo:
     start: int
     length: int
 
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
@@ -100,6 +104,13 @@ def encode_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: 
     # Padding aligns the tensors' bytes to 8, as the reference implementation does.
     text += b" " * (-len(text) % LENGTH_BYTES)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def tensor_places(header: bytes) -> dict[str, int]:
+    """The byte at which each tensor starts in a file that begins with this `encode_header`."""
+    entries: dict[str, Any] = json.loads(header[LENGTH_BYTES:])
+    entries.pop(METADATA, None)
+    return {name: len(header) + int(entry["data_offsets"][0]) for name, entry in entries.items()}
 
 
 def _damaged(name: str, why: str) -> ObjectDamaged:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tributary_api.records import FileDigest
-from tributary_store.digests import check_chunk, check_whole, digest_of_chunks, digest_of_file, spans
+from tributary_store.digests import check_chunk, check_complete, digest_of_chunks, spans
 from tributary_store.errors import ObjectDamaged, ObjectMissing
 from tributary_store.objects import Objects
 
@@ -19,9 +19,9 @@ def download(store: Objects, uri: str, path: Path, expected: FileDigest) -> None
     """See `Objects.download`."""
     partial = path.with_name(f".{path.name}.partial")
     try:
+        check_complete(uri, expected)
         _check_size(store, uri, expected)
         _fetch_chunks(store, uri, partial, expected)
-        check_whole(uri, expected, digest_of_file(partial))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -32,7 +32,7 @@ def has_bytes(store: Objects, uri: str, digest: FileDigest) -> bool:
     if _size(store, uri) != digest.size:
         return False
     chunks = (store.get_range(uri, start, length) for start, length in spans(digest.size))
-    return digest_of_chunks(chunks, uri).sha256 == digest.sha256
+    return digest_of_chunks(chunks, uri).chunks == digest.chunks
 
 
 def _fetch_chunks(store: Objects, uri: str, path: Path, expected: FileDigest) -> None:
@@ -40,8 +40,7 @@ def _fetch_chunks(store: Objects, uri: str, path: Path, expected: FileDigest) ->
 
     def fetch(span: tuple[int, int]) -> None:
         data = store.get_range(uri, *span)
-        if expected.chunks:
-            check_chunk(uri, expected, span[0], data)
+        check_chunk(uri, expected, span[0], data)
         os.pwrite(descriptor, data, span[0])
 
     try:

@@ -55,4 +55,6 @@ def test_an_encoded_delta_is_the_same_delta_and_a_retry_publishes_the_same_bytes
     for name, values in exact.items():
         step = np.abs(values).max() / 127
         assert 0 < np.abs(rounded[name] - values).max() <= step * (1 + 1e-5)
+    norm = np.sqrt(sum(np.square(values, dtype=np.float64).sum() for values in rounded.values()))
+    assert manifest.l2_norm == pytest.approx(norm, rel=1e-6)
     assert manifest.receipt.epsilon == "4", "what is done to a noised delta costs nothing"

@@ -1,126 +1,140 @@
-"""The `aggregate` stage: the mean of the clients' deltas, added to the round's base model (FedAvg).
+"""The `aggregate` stage: the clients' deltas combined, and added to the round's base model.
 
     adopt the model if it is published already       open the base model: its headers, no weights
-    check every delta; leave bad ones out by name    is the quorum still met?
-    write the new weights, tensor by tensor          publish the bundle, then the manifest
+    which deltas are used? leave bad ones out by name    is the quorum still met?
+    make this pod's shards in one pass over their deltas; start again if one proves bad on the way
+    the pod with index 0: publish the bundle, then the manifest
 
-Without torch: little memory, no start-up time. Where the accepted deltas are the same, so is every byte.
+Without torch: little memory, no start-up time. Memory depends neither on the model nor on the clients; where
+the accepted deltas are the same, so is every byte, with any number of pods and whatever was killed meanwhile.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tributary_api.failures import Reason
-from tributary_api.records import AggregateManifest
-from tributary_api.round import ClientFailure
-from tributary_api.shared import ModelRef
+from tributary_api.records import AggregateManifest, ProgressMark
 from tributary_api.tasks import AggregateTask
-from tributary_store import bundle
 from tributary_store.errors import ObjectExists
 from tributary_store.objects import Objects
+from tributary_worker.aggregation.admission import Admission, Cohort
 from tributary_worker.aggregation.base import BaseModel, open_base
-from tributary_worker.aggregation.deltas import Delta, DeltaRejectedError, ExpectedTensor, inspect
-from tributary_worker.aggregation.merge import write_weights
-from tributary_worker.aggregation.methods import plan_for
+from tributary_worker.aggregation.deltas import DeltaRejectedError
+from tributary_worker.aggregation.finishing import finish_model
+from tributary_worker.aggregation.making import DEFAULT, Maker, Tuning
+from tributary_worker.aggregation.methods import MethodPlan, plan_for
+from tributary_worker.aggregation.optimizing import earlier_state
+from tributary_worker.aggregation.progress import Progress
+from tributary_worker.aggregation.shards import shards_of
+from tributary_worker.aggregation.strategies import require_deltas
+from tributary_worker.aggregation.work import ALONE, CohortChangedError, Pod, Work, bytes_to_read
 from tributary_worker.failures import StageFailure
 from tributary_worker.store_access import open_store, store_failures
-from tributary_worker.task_input import progress_reporter, read_task, stage_log
-
-NAMED_IN_MESSAGE_MAX = 5
+from tributary_worker.task_input import POD_INDEX_ENV, read_task, stage_log
 
 
 def main(_argv: Sequence[str]) -> int:
     task, log = read_task(AggregateTask), stage_log("aggregate")
+    pod = Pod(int(os.environ.get(POD_INDEX_ENV, "0")), task.aggregation.parallelism)
     with tempfile.TemporaryDirectory() as directory, store_failures():
-        manifest = aggregate(task, open_store(task.store), Path(directory), log)
+        manifest = aggregate(task, Place(open_store(task.store), Path(directory), log, pod))
     log.info(
         "done", model=manifest.model.uri, included=len(manifest.included), bytes_read=manifest.bytes_read
     )
     return 0
 
 
-def aggregate(task: AggregateTask, store: Objects, directory: Path, log: Any) -> AggregateManifest:
-    """Run the task with `directory` as space for the new weights. Raises StageFailure and StoreError."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a pod does its part."""
+
+    store: Objects
+    directory: Path
+    """Scratch space."""
+    log: Any
+    pod: Pod = ALONE
+    tuning: Tuning = DEFAULT
+
+
+def aggregate(task: AggregateTask, place: Place) -> AggregateManifest:
+    """Do one pod's part of the task; gives the manifest once it is there.
+
+    Raises StageFailure and StoreError.
+    """
+    store = place.store
     if store.head(task.manifest_uri) is not None:
         return published(task, store)
     base = open_base(store, task.base_model)
     plan = plan_for(task.method, base, task.run_key)
-    cohort = examine(task, store, plan.expected(), log)
-    require_quorum(task, cohort)
-    report = progress_reporter(log, what="tensors")
-    write_weights(base, plan, cohort.usable, directory, report)
-    copy_other_files(store, base, directory)
-    model = bundle.push(
-        store,
-        directory,
-        task.models_uri,
-        parents=[task.base_model],
-        run_key=task.run_key,
-        description=f"round {task.round}",
-    )
-    return publish(task, store, model, cohort, base)
-
-
-@dataclass(frozen=True, slots=True)
-class Cohort:
-    """The deltas of a round after every check, in the order of the clients' names."""
-
-    usable: list[Delta]
-    excluded: list[ClientFailure]
-
-
-def examine(task: AggregateTask, store: Objects, expected: Mapping[str, ExpectedTensor], log: Any) -> Cohort:
-    cohort, report = Cohort([], []), progress_reporter(log, what="deltas")
-    # Sums of floats depend on the order, so it must not depend on the task's.
-    for done, delta in enumerate(sorted(task.deltas, key=lambda d: str(d.client)), start=1):
+    admission = Admission(task, store, plan.expected(), place.log)
+    while True:
+        cohort = admission.cohort()
         try:
-            cohort.usable.append(inspect(store, task, delta, expected))
+            return finished(place, work_on(place, base, plan, admission, cohort))
         except DeltaRejectedError as error:
-            log.warning("delta excluded", client=str(delta.client), reason=error.reason, message=str(error))
-            cohort.excluded.append(
-                ClientFailure(client=str(delta.client), reason=error.reason, message=str(error)[:1024])
-            )
-        report(done, len(task.deltas))
-    return cohort
+            admission.exclude(error)
+        except CohortChangedError:
+            place.log.info("another pod excluded a delta")
 
 
-def require_quorum(task: AggregateTask, cohort: Cohort) -> None:
-    if len(cohort.usable) >= task.quorum:
-        return
-    named = [f"{f.client} ({f.reason})" for f in cohort.excluded[:NAMED_IN_MESSAGE_MAX]]
-    raise StageFailure(
-        Reason.QUORUM_BROKEN,
-        f"{len(cohort.usable)} usable deltas of {len(task.deltas)}, the quorum is {task.quorum}; "
-        f"excluded: {', '.join(named) or 'none'}; "
-        "start another round with other clients or a smaller minAvailable",
+def work_on(place: Place, base: BaseModel, plan: MethodPlan, admission: Admission, cohort: Cohort) -> Work:
+    task = admission.task
+    require_deltas(task.aggregation, len(cohort.deltas))
+    shards, pod = shards_of(base, place.tuning.shard_bytes), place.pod
+    progress = Progress(place.log, partial(_write_mark, place, admission))
+    maker = Maker(
+        task=task,
+        store=place.store,
+        base=base,
+        plan=plan,
+        deltas=cohort.deltas,
+        copies=None,
+        tuning=place.tuning,
+        directory=place.directory,
+        count=progress.count,
+    )
+    progress.expect(bytes_to_read(maker, shards[pod.index :: pod.count]))
+    return Work(
+        key=cohort.key(task),
+        cohort=cohort,
+        admission=admission,
+        maker=maker,
+        shards=shards,
+        pod=pod,
+        progress=progress,
+        earlier_state=earlier_state(place.store, task),
     )
 
 
-def copy_other_files(store: Objects, base: BaseModel, directory: Path) -> None:
-    """Configuration and tokenizer of the base model."""
-    weights = {file.digest.path for file in base.files}
-    for file in base.manifest.files:
-        if file.path not in weights:
-            store.download(bundle.file_uri(base.ref, file.path), directory / file.path, file)
+def _write_mark(place: Place, admission: Admission, percent: int, mark: ProgressMark) -> None:
+    uri = admission.records.progress_mark(place.pod.index, percent)
+    place.store.put_new(uri, mark.canonical_json())
 
 
-def publish(
-    task: AggregateTask, store: Objects, model: ModelRef, cohort: Cohort, base: BaseModel
-) -> AggregateManifest:
-    """Write the manifest that makes the new model exist; if another attempt was faster, adopt its own."""
-    bytes_read = sum(d.bytes_read for d in cohort.usable) + sum(f.reader.bytes_read for f in base.files)
+def finished(place: Place, work: Work) -> AggregateManifest:
+    """The work done; the first pod publishes, and the others wait for it: a delta may still prove bad."""
+    store, task = place.store, work.maker.task
+    records = work.run()
+    if place.pod.index:
+        work.wait_until(lambda: store.head(task.manifest_uri) is not None, task.manifest_uri)
+        return published(task, store)
+    model = finish_model(work.maker, work.model_uri, work.shards, records)
     manifest = AggregateManifest(
         run_key=task.run_key,
         base_model=task.base_model,
         model=model,
-        included=[delta.client for delta in cohort.usable],
-        excluded=cohort.excluded,
-        bytes_read=bytes_read,
+        included=[delta.client for delta in work.cohort.deltas],
+        excluded=list(work.cohort.excluded),
+        delta_bytes=sum(delta.manifest.file.size for delta in work.cohort.deltas),
+        bytes_read=sum(record.bytes_read for record in records),
+        bytes_written=sum(file.size for record in records for file in (record.file, *record.state)),
     )
     try:
         store.put_new(task.manifest_uri, manifest.canonical_json(), retain=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tributary_api.round import DeltaEncoding
-from tributary_store.tensors import encode_header
+from tributary_store.tensors import encode_header, tensor_places
 from tributary_worker.aggregation.encodings import DTYPES, SCALES_SUFFIX, encode, encoded_shapes
 from tributary_worker.aggregation.numbers import Array
 from tributary_worker.privacy.keystream import Keystream
@@ -29,18 +29,24 @@ def write_delta(
     that nothing here costs privacy.
     """
     tensors = dict(sorted({**trained, **(constant if encoding is DeltaEncoding.FLOAT32 else {})}.items()))
+    header = encode_header(_shapes(tensors, encoding), METADATA)
+    places = tensor_places(header)
     with path.open("wb") as file:
-        file.write(encode_header(_shapes(tensors, encoding), METADATA))
-        for number, (_, values) in enumerate(tensors.items()):
-            for part in encode(encoding, values, rounding, number):
-                file.write(part.tobytes())
+        file.write(header)
+        for number, (name, values) in enumerate(tensors.items()):
+            encoded = encode(encoding, values, rounding, number)
+            for stored, part in zip((name, name + SCALES_SUFFIX), encoded, strict=True):
+                if stored in places:
+                    file.seek(places[stored])
+                    file.write(part.tobytes())
 
 
 def _shapes(tensors: Mapping[str, Array], encoding: DeltaEncoding) -> dict[str, tuple[str, tuple[int, ...]]]:
-    shapes = {}
+    """Of what the file holds. The scales come first: a reader of a few tensors finds theirs in one place."""
+    shapes, scales = {}, {}
     for name, values in tensors.items():
-        shape, scales = encoded_shapes(encoding, values.shape)
+        shape, of_scales = encoded_shapes(encoding, values.shape)
         shapes[name] = (DTYPES[encoding], shape)
-        if scales is not None:
-            shapes[name + SCALES_SUFFIX] = ("F32", scales)
-    return shapes
+        if of_scales is not None:
+            scales[name + SCALES_SUFFIX] = ("F32", of_scales)
+    return {**scales, **shapes}

@@ -24,12 +24,10 @@ from typing import TypeVar
 from tributary_api.failures import Reason
 from tributary_api.tasks import RENDEZVOUS_PORT, TASK_ENV, TrainTask
 from tributary_worker.failures import TERMINATION_MESSAGE_PATH_ENV, StageFailure, termination_message_path
-from tributary_worker.task_input import read_task
+from tributary_worker.task_input import POD_INDEX_ENV, read_task
 
 T = TypeVar("T")
 
-POD_INDEX_ENV = "JOB_COMPLETION_INDEX"
-"""Set by Kubernetes in the pods of an Indexed Job."""
 RANK_ENV = "RANK"
 LOOPBACK = "127.0.0.1"
 

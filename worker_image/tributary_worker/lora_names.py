@@ -51,10 +51,14 @@ def factor_name(module: str, factor: Factor) -> str:
     return f"{PEFT_PREFIX}{module}.{factor}.weight"
 
 
+def is_factor(tensor: str, factor: Factor) -> bool:
+    return tensor.startswith(PEFT_PREFIX) and tensor.endswith(f".{factor}.weight")
+
+
 def module_of(tensor: str) -> str | None:
     """The module that a factor belongs to; None if the name is not a factor's."""
     for factor in ("lora_A", "lora_B"):
-        if tensor.startswith(PEFT_PREFIX) and tensor.endswith(f".{factor}.weight"):
+        if is_factor(tensor, factor):
             return tensor.removeprefix(PEFT_PREFIX).removesuffix(f".{factor}.weight")
     return None
 

@@ -18,6 +18,8 @@ from tributary_worker.failures import StageFailure
 T = TypeVar("T", bound=ApiModel)
 
 PROGRESS_INTERVAL_SECONDS = 5.0
+POD_INDEX_ENV = "JOB_COMPLETION_INDEX"
+"""Set by Kubernetes in the pods of an Indexed Job."""
 
 
 def read_task(kind: type[T]) -> T:

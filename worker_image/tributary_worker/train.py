@@ -40,6 +40,7 @@ from tributary_store.digests import digest_of_file
 from tributary_store.errors import ObjectExists
 from tributary_store.objects import Objects
 from tributary_worker import consent, distributed, lora, lora_names
+from tributary_worker.aggregation.norms import l2_norm
 from tributary_worker.batches import TokenizedRecords, padding_id
 from tributary_worker.consent import SERVICE_ACCOUNT_PATH, ApiServer
 from tributary_worker.data import Files, files_of, read_private_data
@@ -275,6 +276,7 @@ def publish(task: TrainTask, world: Surroundings, model: Any, figures: SelfTestF
             client=task.grant.client,
             base_model_digest=task.base_model.digest,
             file=file,
+            l2_norm=l2_norm(path, task.method),
             receipt=receipt(task, figures),
         )
         try:

@@ -24,6 +24,7 @@ class WeightFile:
 
     digest: FileDigest
     header: TensorHeader
+    header_bytes: bytes
     reader: CheckedReader
 
 
@@ -46,14 +47,22 @@ def open_base(store: Objects, ref: ModelRef) -> BaseModel:
     config = next((file for file in manifest.files if file.path == CONFIG_FILE), None)
     if config is None:
         raise StageFailure(Reason.MODEL_UNSUPPORTED, f"{ref.uri} has no {CONFIG_FILE}: push the model again")
-    text = CheckedReader(store, file_uri(ref, CONFIG_FILE), config).read(0, config.size)
+    text = bytes(CheckedReader(store, file_uri(ref, CONFIG_FILE), config).read(0, config.size))
     files = tuple(_weight_file(store, ref, digest) for digest in weight_files(manifest))
     return BaseModel(ref, manifest, str(json.loads(text).get("model_type", "")), files)
 
 
 def _weight_file(store: Objects, ref: ModelRef, digest: FileDigest) -> WeightFile:
     reader = CheckedReader(store, file_uri(ref, digest.path), digest)
-    return WeightFile(digest, read_header(digest.path, digest.size, reader.read), reader)
+    head = reader.chunk(0) if digest.size else b""
+
+    def read(start: int, length: int) -> bytes:
+        is_at_hand = start + length <= len(head)
+        return head[start : start + length] if is_at_hand else bytes(reader.read(start, length))
+
+    header = read_header(digest.path, digest.size, read)
+    end = min((info.start for info in header.tensors.values()), default=digest.size)
+    return WeightFile(digest, header, read(0, end), reader)
 
 
 def check_changeable(info: TensorInfo) -> None:

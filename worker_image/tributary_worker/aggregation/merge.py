@@ -1,72 +1,64 @@
-"""Writing the new model: every weight of the base model, changed or not, from the store to a file."""
+"""Writing one file of the new model: the base model's bytes, with the round's changes added on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from tributary_api.failures import Reason
 from tributary_store.digests import spans
+from tributary_store.objects import Bytes
 from tributary_store.tensors import DTYPE_BYTES, TensorInfo
-from tributary_worker.aggregation.base import BaseModel, WeightFile
 from tributary_worker.aggregation.changes import Change
-from tributary_worker.aggregation.deltas import Delta
-from tributary_worker.aggregation.methods import MethodPlan, rows_and_columns
-from tributary_worker.aggregation.numbers import Array, decode, encode
+from tributary_worker.aggregation.numbers import decode, encode
+from tributary_worker.aggregation.reader import SequentialReader
+from tributary_worker.aggregation.shards import Shard
 from tributary_worker.failures import StageFailure
 
-BLOCK_ELEMENTS = 1 << 21
-"""Elements of a weight that are in memory at a time: 16 MiB in float64, besides a few copies."""
+PART_ELEMENTS = 1 << 18
+"""Elements of a weight that are worked on at a time."""
+COPY_BYTES = 1 << 22
 
 
-def write_weights(
-    base: BaseModel,
-    plan: MethodPlan,
-    deltas: Sequence[Delta],
-    directory: Path,
-    report: Callable[[int, int], None],
-) -> None:
-    """Write the new weights under the base model's file names. `report(done, total)` counts tensors."""
-    total, done = len(base.tensors), 0
-    for file in base.files:
-        with (directory / file.digest.path).open("wb") as output:
-            output.write(_header_bytes(file))
-            for info in file.header.tensors.values():
-                change = plan.change(info.name, deltas)
-                _write_tensor(file, info, change, output)
-                done += 1
-                report(done, total)
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Makes the bytes of one shard out of the base model's and the changes."""
 
+    shard: Shard
+    base: SequentialReader
+    write: Callable[[Bytes], None]
 
-def _header_bytes(file: WeightFile) -> bytes:
-    """The base file's own header: names, types and shapes stay."""
-    start = min((info.start for info in file.header.tensors.values()), default=file.digest.size)
-    return file.reader.read(0, start)
+    def run(self, changes: Iterator[Change], is_trained: Callable[[str], bool]) -> None:
+        """Write header and tensors; every trained tensor takes its changes, and none is left over."""
+        self.write(self.shard.header)
+        for info in self.shard.tensors:
+            if is_trained(info.name):
+                self._change(info, changes)
+            else:
+                for _, length in spans(info.length, COPY_BYTES):
+                    self.write(self.base.read(length))
 
+    def _change(self, info: TensorInfo, changes: Iterator[Change]) -> None:
+        done = 0
+        while done < info.elements:
+            change = next(changes)
+            if (change.tensor, change.start) != (info.name, done):
+                raise AssertionError(
+                    f"change of {change.tensor} at {change.start}, due: {info.name} at {done}"
+                )
+            self._add(info, change)
+            done += len(change.values)
 
-def _write_tensor(file: WeightFile, info: TensorInfo, change: Change | None, output: BinaryIO) -> None:
-    if change is None:
-        for start, length in spans(info.length):
-            output.write(file.reader.read(info.start + start, length))
-        return
-    rows, columns = rows_and_columns(info)
-    row_bytes = columns * DTYPE_BYTES[info.dtype]
-    block_rows = max(1, BLOCK_ELEMENTS // max(1, columns))
-    for start in range(0, rows, block_rows):
-        stop = min(start + block_rows, rows)
-        old = file.reader.read(info.start + start * row_bytes, (stop - start) * row_bytes)
-        new = decode(old, info.dtype).reshape(-1, columns) + change.rows(start, stop)
-        output.write(_encoded(new, info))
-
-
-def _encoded(values: Array, info: TensorInfo) -> bytes:
-    data = encode(values, info.dtype)
-    if not np.isfinite(decode(data, info.dtype)).all():
-        raise StageFailure(
-            Reason.NON_FINITE_DELTA,
-            f"the new {info.name} leaves the range of {info.dtype}: lower training.learningRate",
-        )
-    return data
+    def _add(self, info: TensorInfo, change: Change) -> None:
+        size = DTYPE_BYTES[info.dtype]
+        for start in range(0, len(change.values), PART_ELEMENTS):
+            values = change.values[start : start + PART_ELEMENTS]
+            new = encode(decode(self.base.read(len(values) * size), info.dtype) + values, info.dtype)
+            if not np.isfinite(decode(new, info.dtype)).all():
+                raise StageFailure(
+                    Reason.NON_FINITE_DELTA,
+                    f"the new {info.name} leaves the range of {info.dtype}: lower training.learningRate",
+                )
+            self.write(new)

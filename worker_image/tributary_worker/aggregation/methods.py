@@ -1,9 +1,14 @@
-"""How the deltas of a round's method become changes of the base model's weights."""
+"""What the deltas of a round's method say about the base model's weights.
+
+A method names the variables, which are what clients' values are combined of, and turns their combination
+into changes of weights. Of LoRA with A frozen the variables are the factors B: mean(B) A = mean(B A), and a
+robust strategy judges what the client trained. With A trained, and for full training, they are the weights
+themselves.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,26 +20,42 @@ from tributary_api.round import LoraMethod, Method
 from tributary_store.tensors import TensorInfo
 from tributary_worker import lora_names
 from tributary_worker.aggregation.base import BaseModel, check_changeable
-from tributary_worker.aggregation.changes import Change, Dense, LowRank, weighted_mean
-from tributary_worker.aggregation.deltas import Delta, ExpectedTensor
+from tributary_worker.aggregation.blocks import Block, Segment, Variable
+from tributary_worker.aggregation.changes import Change, LowRank
+from tributary_worker.aggregation.deltas import ExpectedTensor
 from tributary_worker.aggregation.numbers import WEIGHT_DTYPES, Array
+from tributary_worker.aggregation.values import Copies
 from tributary_worker.failures import StageFailure
 from tributary_worker.lora_init import frozen_a
 
-READS_PARALLEL = 8
-"""Clients whose tensor is in memory at the same time."""
 WEIGHT_SUFFIX = ".weight"
+CHANGE_ELEMENTS = 1 << 21
+"""Elements of a low-rank change that are worked out at a time."""
+
+Combined = Iterable[tuple[Block, Array]]
+"""Blocks of variables in order, and the combined values of each, in float64."""
 
 
 class MethodPlan(Protocol):
     """A method of training, applied to one base model."""
 
+    @property
+    def is_dense(self) -> bool:
+        """Deltas are as large as the model and have its tensors: they are streamed."""
+        ...
+
     def expected(self) -> Mapping[str, ExpectedTensor]:
         """The tensors of every delta."""
         ...
 
-    def change(self, tensor: str, deltas: Sequence[Delta]) -> Change | None:
-        """What the deltas together add to a tensor of the base model; None if it was not trained."""
+    def is_trained(self, tensor: str) -> bool: ...
+
+    def variables(self, tensors: Sequence[TensorInfo]) -> list[Variable]:
+        """The variables that decide about these tensors of the base model, in the same order."""
+        ...
+
+    def changes(self, combined: Combined) -> Iterator[Change]:
+        """What is added to the trained tensors, in their order, each from its first element to its last."""
         ...
 
 
@@ -45,7 +66,7 @@ def plan_for(method: Method, base: BaseModel, run_key: str) -> MethodPlan:
     targets = _targets(method.lora, base)
     for target in targets.values():
         check_changeable(target.tensor)
-    return LoraPlan(method.lora, run_key, targets)
+    return (FrozenPlan if method.lora.freeze_a else ProductPlan)(method.lora, run_key, targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,85 +85,159 @@ class Target:
     def inputs(self) -> int:
         return self.tensor.shape[0 if self.is_transposed else 1]
 
+    def factor(self, factor: lora_names.Factor) -> str:
+        return lora_names.factor_name(self.module, factor)
+
+    def change(self, b: Array, a: Array, scale: float) -> LowRank:
+        """scale · B A as the weight is stored."""
+        return LowRank(a.T, b.T, scale) if self.is_transposed else LowRank(b, a, scale)
+
+
+@dataclass(frozen=True, slots=True)
+class FullPlan:
+    """W += the combination of the deltas of all weights."""
+
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def is_dense(self) -> bool:
+        return True
+
+    def expected(self) -> Mapping[str, ExpectedTensor]:
+        return {name: ExpectedTensor(info.shape) for name, info in self.tensors.items()}
+
+    def is_trained(self, tensor: str) -> bool:
+        return tensor in self.tensors
+
+    def variables(self, tensors: Sequence[TensorInfo]) -> list[Variable]:
+        return [Variable(info.name, info.elements) for info in tensors if info.name in self.tensors]
+
+    def changes(self, combined: Combined) -> Iterator[Change]:
+        return dense_changes(combined)
+
+
+def dense_changes(combined: Combined) -> Iterator[Change]:
+    """Of variables that are the weights themselves."""
+    for block, values in combined:
+        place = 0
+        for segment in block:
+            yield Change(segment.name, segment.start, values[place : place + segment.elements])
+            place += segment.elements
+
 
 @dataclass(frozen=True, slots=True)
 class LoraPlan:
-    """W += (alpha / rank) · B A. With A frozen, mean(B) A = mean(B A); else the mean is of products."""
+    """W += (alpha / rank) · B A. B starts at zero, so the product that a client started from adds nothing."""
 
     method: LoraMethod
     run_key: str
     targets: Mapping[str, Target]
     """By the name of the base model's tensor."""
 
+    @property
+    def is_dense(self) -> bool:
+        return False
+
+    @property
+    def scale(self) -> float:
+        return self.method.alpha / self.method.rank
+
+    def is_trained(self, tensor: str) -> bool:
+        return tensor in self.targets
+
+    def chosen(self, tensors: Sequence[TensorInfo]) -> list[Target]:
+        return [self.targets[info.name] for info in tensors if info.name in self.targets]
+
     def expected(self) -> Mapping[str, ExpectedTensor]:
         tensors: dict[str, ExpectedTensor] = {}
         for target in self.targets.values():
-            shape_a, shape_b = (self.method.rank, target.inputs), (target.outputs, self.method.rank)
-            tensors[lora_names.factor_name(target.module, "lora_B")] = ExpectedTensor(shape_b)
-            tensors[lora_names.factor_name(target.module, "lora_A")] = (
-                ExpectedTensor(shape_a, is_required=False, digest=sha256_of(self._frozen_a(target).tobytes()))
-                if self.method.freeze_a
-                else ExpectedTensor(shape_a)
-            )
+            tensors[target.factor("lora_B")] = ExpectedTensor((target.outputs, self.method.rank))
+            tensors[target.factor("lora_A")] = self.expected_a(target)
         return tensors
 
-    def change(self, tensor: str, deltas: Sequence[Delta]) -> Change | None:
-        target = self.targets.get(tensor)
-        if target is None:
-            return None
-        b, a = self._mean_of_b(target, deltas) if self.method.freeze_a else _stack(target, deltas)
-        scale = self.method.alpha / self.method.rank
-        return LowRank(a.T, b.T, scale) if target.is_transposed else LowRank(b, a, scale)
+    def expected_a(self, target: Target) -> ExpectedTensor:
+        return ExpectedTensor((self.method.rank, target.inputs))
+
+    def values(self, copies: Copies, client: int, segment: Segment) -> Array:
+        """Values of one client's variable."""
+        return copies.read(client, segment.name, segment.start, segment.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenPlan(LoraPlan):
+    """A is the same for all clients, from the run's key, so B alone is combined: mean(B) A = mean(B A)."""
+
+    def expected_a(self, target: Target) -> ExpectedTensor:
+        digest = sha256_of(self._frozen_a(target).tobytes())
+        return ExpectedTensor((self.method.rank, target.inputs), is_required=False, digest=digest)
+
+    def variables(self, tensors: Sequence[TensorInfo]) -> list[Variable]:
+        rank = self.method.rank
+        return [Variable(t.factor("lora_B"), t.outputs * rank) for t in self.chosen(tensors)]
+
+    def changes(self, combined: Combined) -> Iterator[Change]:
+        by_factor = {target.factor("lora_B"): target for target in self.targets.values()}
+        for name, b in _whole(combined):
+            target = by_factor[name]
+            values = b.reshape(target.outputs, self.method.rank)
+            yield from _low_rank(target, target.change(values, self._frozen_a(target), self.scale))
 
     def _frozen_a(self, target: Target) -> Array:
         return frozen_a(self.run_key, target.module, self.method.rank, target.inputs)
 
-    def _mean_of_b(self, target: Target, deltas: Sequence[Delta]) -> tuple[Array, Array]:
-        name = lora_names.factor_name(target.module, "lora_B")
-        return weighted_mean(_read_all(name, deltas)), self._frozen_a(target).astype(np.float64)
+
+def _whole(combined: Combined) -> Iterator[tuple[str, Array]]:
+    """Small variables put together again."""
+    name, parts = "", list[Array]()
+    for block, values in combined:
+        place = 0
+        for segment in block:
+            if segment.name != name:
+                if parts:
+                    yield name, np.concatenate(parts)
+                name, parts = segment.name, []
+            parts.append(values[place : place + segment.elements])
+            place += segment.elements
+    if parts:
+        yield name, np.concatenate(parts)
 
 
-def _stack(target: Target, deltas: Sequence[Delta]) -> tuple[Array, Array]:
-    """[w₁B₁ … wₙBₙ] and [A₁; …; Aₙ]: their product is the exact weighted mean of the products BᵢAᵢ.
-
-    B starts at zero, so the product that a client started from adds nothing.
-    """
-    weight_sum = sum(delta.weight for delta in deltas)
-    name_b, name_a = (lora_names.factor_name(target.module, factor) for factor in ("lora_B", "lora_A"))
-    b = [weight / weight_sum * values for weight, values in _read_all(name_b, deltas)]
-    a = [values for _, values in _read_all(name_a, deltas)]
-    return np.concatenate(b, axis=1), np.concatenate(a, axis=0)
+def _low_rank(target: Target, change: LowRank) -> Iterator[Change]:
+    elements = target.tensor.elements
+    for start in range(0, elements, CHANGE_ELEMENTS):
+        stop = min(elements, start + CHANGE_ELEMENTS)
+        yield Change(target.tensor.name, start, change.elements(start, stop))
 
 
 @dataclass(frozen=True, slots=True)
-class FullPlan:
-    """W += the weighted mean of the deltas of all weights."""
+class ProductPlan(LoraPlan):
+    """Every client has an A of its own: the products Bᵢ Aᵢ are combined, exactly, and never B and A apart."""
 
-    tensors: Mapping[str, TensorInfo]
+    def variables(self, tensors: Sequence[TensorInfo]) -> list[Variable]:
+        return [Variable(t.tensor.name, t.tensor.elements) for t in self.chosen(tensors)]
 
-    def expected(self) -> Mapping[str, ExpectedTensor]:
-        return {name: ExpectedTensor(info.shape) for name, info in self.tensors.items()}
+    def changes(self, combined: Combined) -> Iterator[Change]:
+        return dense_changes(combined)
 
-    def change(self, tensor: str, deltas: Sequence[Delta]) -> Change | None:
-        if tensor not in self.tensors:
-            return None
-        mean = weighted_mean(_read_all(tensor, deltas))
-        return Dense(mean.reshape(rows_and_columns(self.tensors[tensor])))
-
-
-def rows_and_columns(info: TensorInfo) -> tuple[int, int]:
-    """A tensor as a matrix with its first dimension as rows."""
-    rows = info.shape[0] if info.shape else 1
-    return rows, int(np.prod(info.shape[1:], dtype=np.int64))
+    def values(self, copies: Copies, client: int, segment: Segment) -> Array:
+        """Elements of one client's (alpha / rank) · B A, float64."""
+        target = self.targets[segment.name]
+        rank = self.method.rank
+        b = copies.read(client, target.factor("lora_B"), 0, target.outputs * rank)
+        a = copies.read(client, target.factor("lora_A"), 0, target.inputs * rank)
+        change = target.change(b.reshape(-1, rank), a.reshape(rank, -1), self.scale)
+        return change.elements(segment.start, segment.stop)
 
 
-def _read_all(name: str, deltas: Sequence[Delta]) -> Iterator[tuple[float, Array]]:
-    """(weight, tensor) of each delta in order, a few read at a time."""
-    with ThreadPoolExecutor(READS_PARALLEL) as pool:
-        for start in range(0, len(deltas), READS_PARALLEL):
-            batch = deltas[start : start + READS_PARALLEL]
-            for delta, values in zip(batch, pool.map(lambda d: d.read(name), batch), strict=True):
-                yield delta.weight, values
+@dataclass(frozen=True, slots=True)
+class LocalValues:
+    """The `Values` of adapters, whose deltas were copied and checked before."""
+
+    plan: LoraPlan
+    copies: Copies
+
+    def block(self, client: int, block: Block) -> list[Array]:
+        return [self.plan.values(self.copies, client, segment) for segment in block]
 
 
 def _targets(method: LoraMethod, base: BaseModel) -> dict[str, Target]:

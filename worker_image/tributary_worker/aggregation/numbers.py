@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from tributary_store.objects import Bytes
 
 Array = npt.NDArray[Any]
 
@@ -18,7 +21,23 @@ WEIGHT_DTYPES = frozenset({*FLOAT_DTYPES, "BF16"})
 """Types of weights that a delta can be added to."""
 
 
-def decode(data: bytes, dtype: str) -> Array:
+class NonFiniteError(ValueError):
+    """Values that are infinite or not numbers."""
+
+
+def sum_of_squares(values: Array) -> float:
+    """Σ x² of a flat array. NonFiniteError if any x is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(np.dot(values, values))
+    if math.isfinite(total):
+        return total
+    if not np.isfinite(values).all():
+        raise NonFiniteError("a value is not finite")
+    wide = values.astype(np.float64)  # the squares leave the range of float32
+    return float(np.dot(wide, wide))
+
+
+def decode(data: Bytes, dtype: str) -> Array:
     """Little-endian bytes as float64, flat."""
     if dtype == "BF16":
         bits = np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)
