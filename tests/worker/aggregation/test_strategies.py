@@ -267,3 +267,22 @@ def test_a_strategy_is_told_how_many_clients_may_be_bad(name: str) -> None:
 def test_weights_that_no_mean_can_be_taken_by_are_refused(bad: float) -> None:
     with pytest.raises(StageFailure, match="not a number above 0"):
         require_weights(np.array([1.0, bad]))
+
+
+@pytest.mark.parametrize(
+    ("name", "variance"),
+    [
+        ("FedAvg", 1.0),
+        ("NormBounding", 1.0),
+        ("GeometricMedian", 1.0),
+        ("TrimmedMean", 1.14),
+        ("Median", 1.38),
+        ("MultiKrum", 10 / 6),
+        ("Krum", 10.0),
+    ],
+)
+def test_what_a_strategy_costs_where_deltas_are_noise(name: str, variance: float) -> None:
+    """Variance of the change of ten clients over that of their mean, as docs/aggregation.md states it."""
+    noise = np.random.default_rng(6).standard_normal((10, 1 << 16)).astype(np.float32)
+    found = np.var(change(name, noise, np.ones(10))) / np.var(noise.mean(axis=0))
+    assert found == pytest.approx(variance, rel=0.02)
