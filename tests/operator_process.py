@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -38,7 +38,16 @@ class OperatorProcess:
     store_endpoint: str
     access_key: str
     secret_key: str
+    identity: str = "operator-under-test"
+    """Kept over restarts, as a container keeps that of its pod."""
+    settings: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    url: str = ""
+    """Where it answers to probes."""
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
         port = _free_port()
@@ -50,14 +59,18 @@ class OperatorProcess:
             "TRIBUTARY_WORKER_IMAGE": WORKER_IMAGE,
             "TRIBUTARY_BUCKET": BUCKET,
             **HUB_ENVIRONMENT,
+            "TRIBUTARY_NAMESPACE": SYSTEM,
+            "TRIBUTARY_IDENTITY": self.identity,
             "TRIBUTARY_STORE_ENDPOINT": self.store_endpoint,
             "TRIBUTARY_HEALTH_PORT": str(port),
             "TRIBUTARY_RESYNC_SECONDS": "20",
             "OMP_NUM_THREADS": "1",
+            **self.settings,
         }
         command = [sys.executable, "-m", "tributary_operator"]
         self.process = subprocess.Popen(command, env=environment, stderr=self.log.open("ab"))
-        _wait_until_ready(f"http://127.0.0.1:{port}/readyz", self.process, self.log)
+        self.url = f"http://127.0.0.1:{port}"
+        _wait_until_ready(f"{self.url}/readyz", self.process, self.log)
 
     def stop(self) -> int:
         """Ask it to go, as the kubelet does; gives its exit code."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ JsonObject = dict[str, Any]
 Query = Mapping[str, str | int]
 
 JSON = "application/json"
-APPLY_PATCH = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 
@@ -76,12 +75,26 @@ def error_of(status: int, body: str) -> ApiError:
     return _BY_STATUS.get(status, Unreachable)(message[:1000] or f"HTTP status {status}")
 
 
+class Deposed(ApiError):
+    """Another operator leads, or may: nothing is written any more."""
+
+
 class Api:
     """One connection pool to one API server."""
 
-    def __init__(self, api_client: client.ApiClient, request_timeout_seconds: int) -> None:
+    def __init__(
+        self,
+        api_client: client.ApiClient,
+        request_timeout_seconds: int,
+        may_write: Callable[[], None] = lambda: None,
+    ) -> None:
         self._client = api_client
         self._timeout_seconds = request_timeout_seconds
+        self._may_write = may_write
+
+    def fenced(self, may_write: Callable[[], None]) -> Api:
+        """The same connections; `may_write` is called before each writing request, and raises Deposed."""
+        return Api(self._client, self._timeout_seconds, may_write)
 
     @classmethod
     async def connect(cls, request_timeout_seconds: int) -> Api:
@@ -109,7 +122,7 @@ class Api:
         """The answer's object.
 
         Raises:
-            ApiError: one of its kinds above.
+            ApiError: one of its kinds above; Deposed: nothing was sent.
         """
         timeout = aiohttp.ClientTimeout(total=self._timeout_seconds)
         response = await self._send(verb, path, query or {}, body, content_type=content_type, timeout=timeout)
@@ -163,6 +176,8 @@ class Api:
             body=body,
             auth_settings=["BearerToken"],
         )
+        if verb != "GET":
+            self._may_write()
         metrics.api_request(verb, path)
         try:
             return await self._client.call_api(method, url, headers, sent, _request_timeout=timeout)

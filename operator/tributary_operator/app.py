@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import kopf
@@ -20,6 +22,7 @@ from tributary_operator.daemons import Daemons
 from tributary_operator.handlers import registry
 from tributary_operator.jobs import JobWatches
 from tributary_operator.kinds import OURS
+from tributary_operator.leases import Election
 from tributary_operator.reconciler import World
 from tributary_operator.reconcilers import reconcilers
 from tributary_operator.settings import Settings, SettingsInvalid
@@ -65,37 +68,78 @@ async def wait_for_kinds(api: Api) -> None:
         await asyncio.sleep(KINDS_RETRY_SECONDS)
 
 
-async def run(settings: Settings, stop: asyncio.Event) -> None:
-    """Reconcile until `stop` is set."""
-    daemons = Daemons()
-    api = await Api.connect(settings.request_timeout_seconds)
-    world = connect(settings, api, daemons)
-    daemons.start(world, reconcilers(world, daemons))
-    probes = await health.serve(daemons, settings.health_port, settings.stuck_after_seconds)
-    try:
-        await wait_for_kinds(api)
-        log.info("operator started", worker_image=settings.worker_image, bucket=settings.bucket)
-        await kopf.operator(
-            registry=registry(daemons, settings.watch_timeout_seconds),
-            clusterwide=True,
-            standalone=True,
-            stop_flag=stop,
+@dataclass(slots=True)
+class Operator:
+    """One replica, from its start to its end."""
+
+    settings: Settings
+    daemons: Daemons = field(default_factory=Daemons)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Stand for election, and reconcile whenever it is won, until a signal says stop."""
+        self._heed_signals()
+        settings = self.settings
+        api = await Api.connect(settings.request_timeout_seconds)
+        election = Election(api, settings.namespace, settings.identity, settings.lease_times)
+        probes = await health.serve(
+            self.daemons, election.fence, settings.health_port, settings.stuck_after_seconds
         )
+        try:
+            await _first(wait_for_kinds(api), self.stop.wait())
+            while not self.stop.is_set():
+                await _first(election.acquire(), self.stop.wait())
+                if not self.stop.is_set():
+                    await self._lead(api.fenced(election.fence.check), election)
+        finally:
+            await election.release()
+            await probes.cleanup()
+            await api.close()
+
+    async def _lead(self, api: Api, election: Election) -> None:
+        """One term, until the Lease is lost or a signal says stop. Ends with nothing left that writes."""
+        world = connect(self.settings, api, self.daemons)
+        self.daemons.start(world, reconcilers(world, self.daemons))
+        log.info("operator started", worker_image=self.settings.worker_image, bucket=self.settings.bucket)
+        over = asyncio.Event()
+        watching = asyncio.create_task(self._watch(over), name="kopf")
+        try:
+            await _first(election.hold(), self.stop.wait(), asyncio.shield(watching))
+        finally:
+            # First of all, while the Lease cannot have been taken yet; then the next one may start at once.
+            await self.daemons.close()
+            await election.release()
+            await world.jobs.close()
+            world.accounting.close()
+            world.records.close()
+            over.set()
+            await watching
+
+    async def _watch(self, over: asyncio.Event) -> None:
+        """Kopf, until `over` is set. If it ends by itself, a signal has reached it instead of us."""
+        table = registry(self.daemons, self.settings.watch_timeout_seconds, self._heed_signals)
+        await kopf.operator(registry=table, clusterwide=True, standalone=True, stop_flag=over)
+        if not over.is_set():
+            self.stop.set()
+
+    def _heed_signals(self) -> None:
+        """Again at each start of Kopf, which takes the signals over."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop.set)
+
+
+async def _first(*awaited: Awaitable[object]) -> None:
+    """Wait for the first of them, and cancel the others. Raises what the first has raised."""
+    tasks = [asyncio.ensure_future(each) for each in awaited]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
     finally:
-        await daemons.close()
-        await world.jobs.close()
-        await probes.cleanup()
-        world.accounting.close()
-        world.records.close()
-        await api.close()
-
-
-async def _run_until_signal(settings: Settings) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await run(settings, stop)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def main() -> None:
@@ -104,4 +148,4 @@ def main() -> None:
     except SettingsInvalid as error:
         sys.exit(str(error))
     logs.configure(settings.log_level)
-    asyncio.run(_run_until_signal(settings))
+    asyncio.run(Operator(settings).run())

@@ -1,4 +1,4 @@
-"""Reads and writes of Kubernetes objects: create-only Jobs, applied others, status, events."""
+"""Reads and writes of Kubernetes objects: children that are created once, status, events."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from kubernetes.aio.client import V1Job
-
 from tributary_operator import names
 from tributary_operator.api import (
-    APPLY_PATCH,
     JSON_PATCH,
     MERGE_PATCH,
     Api,
@@ -22,7 +19,7 @@ from tributary_operator.api import (
     Missing,
 )
 from tributary_operator.decision import Delete, Event, JsonPatch, Manifest
-from tributary_operator.kinds import BY_NAME, EVENT, Kind
+from tributary_operator.kinds import BY_NAME, EVENT, SERVICE, Kind
 
 LIST_LIMIT = 500
 """Objects of one page: large lists would hold up etcd and us."""
@@ -72,22 +69,27 @@ class Cluster:
             query["continue"] = following
 
     async def apply(self, manifest: Manifest) -> None:
-        """Create a Job, once; bring any other object to the manifest, keeping fields that others own."""
-        body = self.api.plain(manifest)
-        kind = BY_NAME[body["kind"]]
-        namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
-        if isinstance(manifest, V1Job):
-            await self._create(kind.path(namespace), body)
-            return
-        query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
-        path = kind.path(namespace, name)
-        await self.api.request("PATCH", path, query=query, body=body, content_type=APPLY_PATCH)
+        """Create it, once: a write that arrives late must not undo what was switched since.
 
-    async def _create(self, path: str, body: JsonObject) -> None:
+        A Service may exist before the Job that shall own it; then it is given that owner, and nothing else.
+        """
+        body = self.api.plain(manifest)
+        kind, metadata = BY_NAME[body["kind"]], body["metadata"]
+        created = await self._create(kind.path(metadata["namespace"]), body)
+        owners = metadata.get("ownerReferences")
+        if not created and kind == SERVICE and owners:
+            path = kind.path(metadata["namespace"], metadata["name"])
+            change = {"metadata": {"ownerReferences": owners}}
+            query = {"fieldManager": names.FIELD_MANAGER}
+            await self.api.request("PATCH", path, query=query, body=change, content_type=MERGE_PATCH)
+
+    async def _create(self, path: str, body: JsonObject) -> bool:
+        """Whether this call has created it. Its name holds all that makes it different from others."""
         try:
             await self.api.request("POST", path, query={"fieldManager": names.FIELD_MANAGER}, body=body)
         except Conflict:
-            return  # an earlier pass created it; its name holds all that makes it different from others
+            return False
+        return True
 
     async def json_patch(self, patch: JsonPatch) -> None:
         """Raises Conflict when a `test` does not hold."""

@@ -12,7 +12,7 @@ from datetime import timedelta
 import structlog
 
 from tributary_operator import metrics, names
-from tributary_operator.api import ApiError, Conflict, JsonObject, Missing
+from tributary_operator.api import ApiError, Conflict, Deposed, JsonObject, Missing
 from tributary_operator.cluster import Target
 from tributary_operator.decision import Event
 from tributary_operator.kinds import CLIENT, ROUND, Kind
@@ -47,8 +47,10 @@ class Daemons:
         self._daemons: dict[str, _Daemon] = {}
         self._world: World | None = None
         self._last_pass_ended = time.monotonic()
+        self._is_closed = False
 
     def start(self, world: World, reconcilers: Iterable[Reconciler]) -> None:
+        self._is_closed = False
         self._world = world
         self._reconcilers = {r.kind.kind: r for r in reconcilers}
 
@@ -60,6 +62,8 @@ class Daemons:
 
     def seen(self, event_type: str | None, raw: JsonObject) -> None:
         """An object as a list or watch delivered it."""
+        if self._is_closed:
+            return
         about = target(self._reconcilers[raw["kind"]].kind, raw)
         key = str(about)
         daemon = self._daemons.get(key)
@@ -110,6 +114,8 @@ class Daemons:
         return time.monotonic() - self._last_pass_ended
 
     async def close(self) -> None:
+        """Stop all of them, and start none until `start` is called again."""
+        self._is_closed = True
         tasks = [d.task for d in self._daemons.values() if d.task is not None]
         for key in list(self._daemons):
             self._stop(key)
@@ -168,7 +174,7 @@ class Daemons:
         raw = daemon.latest
         try:
             done = await self._reconcile(raw)
-        except (Conflict, ObjectExists) as error:
+        except (Conflict, Deposed, ObjectExists) as error:
             log.debug("the object has changed meanwhile", object=str(daemon.target), error=str(error))
             metrics.PASSES.labels(kind, "conflict").inc()
             return CONFLICT_SECONDS

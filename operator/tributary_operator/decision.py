@@ -13,7 +13,7 @@ from tributary_api.records import LedgerKind, PlannedClient
 from tributary_operator.kinds import Kind
 
 Manifest = V1Job | V1Service | V1Deployment | V1PodDisruptionBudget
-"""A Job is created once and never changed; the others are applied with our field manager."""
+"""Created once. What changes later, a Service's selector or a number of pods, is a JsonPatch."""
 
 POLL_AFTER = timedelta(seconds=30)
 """Children and objects wake a daemon; polling only covers what has no events, the object store."""

@@ -7,6 +7,7 @@ deleted while the operator was away.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import kopf
@@ -15,8 +16,13 @@ from tributary_operator.daemons import Daemons
 from tributary_operator.kinds import OURS, Kind
 
 
-def registry(daemons: Daemons, watch_timeout_seconds: int) -> kopf.OperatorRegistry:
-    """The table of contents: log-in, settings, and one event handler per kind."""
+def registry(
+    daemons: Daemons, watch_timeout_seconds: int, started: Callable[[], None]
+) -> kopf.OperatorRegistry:
+    """The table of contents: log-in, settings, and one event handler per kind.
+
+    `started` is called once Kopf has set itself up, signal handlers included, before it watches anything.
+    """
     table = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=table)
@@ -29,6 +35,7 @@ def registry(daemons: Daemons, watch_timeout_seconds: int) -> kopf.OperatorRegis
         settings.scanning.disabled = True  # watching CRDs would need rights that we do not want
         settings.watching.server_timeout = watch_timeout_seconds
         settings.peering.standalone = True
+        started()
 
     for kind in OURS:
         _follow(table, kind, daemons)

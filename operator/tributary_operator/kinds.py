@@ -33,6 +33,7 @@ SERVICE = Kind("v1", "Service", "services")
 NAMESPACE = Kind("v1", "Namespace", "namespaces")
 EVENT = Kind("events.k8s.io/v1", "Event", "events")
 DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
+LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 DISRUPTION_BUDGET = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
 
 CLIENT = Kind(API_VERSION, FederatedClient.KIND, FederatedClient.PLURAL)

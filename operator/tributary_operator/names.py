@@ -13,6 +13,8 @@ FIELD_MANAGER = "tributary"
 FINALIZER = f"{GROUP}/children"
 REPORTER = f"{GROUP}/operator"
 """Who emits events."""
+LEASE = "tributary-operator"
+"""In the operator's own namespace: its holder leads."""
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGED_BY_VALUE = "tributary"

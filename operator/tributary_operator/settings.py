@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import base64
+import socket
 from collections.abc import Mapping
 from typing import Annotated, Self
+from uuid import uuid4
 
-from pydantic import AliasGenerator, BeforeValidator, ConfigDict, Field, Json, ValidationError
+from pydantic import (
+    AliasGenerator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Json,
+    ValidationError,
+    model_validator,
+)
 
 from tributary_accounting.signatures import SigningKey
 from tributary_api.base import ApiModel, ImageReference
 from tributary_api.shared import Resources, StoreEndpoint
+from tributary_operator.leases import LeaseTimes
 from tributary_store.keys import Layout
 
 PREFIX = "TRIBUTARY_"
@@ -42,6 +53,16 @@ class Settings(ApiModel):
     """Exchange bucket: models, deltas, plans and outcomes."""
     signing_key: Annotated[SigningKey, BeforeValidator(_signing_key)]
     """Signs grants: base64 of 32 random bytes, made once. Owners may trust its public half alone."""
+    namespace: str = "tributary-system"
+    """The operator's own; its Lease lies there."""
+    identity: Annotated[str, Field(default_factory=lambda: f"{socket.gethostname()}_{uuid4()}")]
+    """Of this replica in the Lease; the same after a restart in the same pod, and nobody else's."""
+    lease_duration_seconds: Annotated[int, Field(ge=3)] = 12
+    """Another replica takes over when it has seen no renewal for this long."""
+    lease_renew_seconds: Annotated[int, Field(ge=2)] = 8
+    """The leader stops when it has not succeeded in renewing for this long."""
+    lease_retry_seconds: Annotated[int, Field(ge=1)] = 3
+    """Between two renewals, and between two looks of the others."""
     store_endpoint: str = ""
     """URL of the S3 endpoint as the operator reaches it; empty for AWS."""
     store_endpoint_for_pods: str = ""
@@ -79,6 +100,14 @@ class Settings(ApiModel):
     """/healthz fails when a single pass takes longer than this."""
     log_level: str = "INFO"
 
+    @model_validator(mode="after")
+    def _lease_times_are_in_order(self) -> Self:
+        """A leader needs time to stop before its Lease ends, and a second attempt before it stops."""
+        if not self.lease_retry_seconds < self.lease_renew_seconds < self.lease_duration_seconds:
+            names = [f"lease_{part}_seconds" for part in ("retry", "renew", "duration")]
+            raise ValueError(f"these must grow: {', '.join(_environment_name(name) for name in names)}")
+        return self
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
         """The settings.
@@ -95,6 +124,10 @@ class Settings(ApiModel):
     @classmethod
     def environment_names(cls) -> set[str]:
         return {_environment_name(field) for field in cls.model_fields}
+
+    @property
+    def lease_times(self) -> LeaseTimes:
+        return LeaseTimes(self.lease_duration_seconds, self.lease_renew_seconds, self.lease_retry_seconds)
 
     @property
     def layout(self) -> Layout:

@@ -117,7 +117,8 @@ def operator_container(objects: list[Object]) -> Any:
 def test_the_operators_pod_is_restricted_and_probed(operator_chart: list[Object]) -> None:
     deployment = find(operator_chart, "Deployment", "tributary-operator")["spec"]
     pod, container = deployment["template"]["spec"], operator_container(operator_chart)
-    assert deployment["strategy"] == {"type": "Recreate"}
+    assert deployment["replicas"] == 2
+    assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert container["image"] == OPERATOR_IMAGE
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -152,6 +153,27 @@ def test_outside_its_namespaces_the_operator_sees_and_reports_only(operator_char
         *((f"tributary.dev/{kind.plural}/status", verb) for kind in kinds.OURS for verb in ("get", "patch")),
         *((f"tributary.dev/{kind.plural}", "patch") for kind in (kinds.ROUND, kinds.RELEASE)),
     }
+
+
+def test_in_its_own_namespace_the_operator_has_one_lease_and_nothing_else(
+    operator_chart: list[Object],
+) -> None:
+    role = find(operator_chart, "Role", "tributary-operator-lease", SYSTEM)
+    (rule,) = role["rules"]
+    assert rule["resourceNames"] == [names.LEASE]
+    assert rules(operator_chart, "Role", "tributary-operator-lease", SYSTEM) == {
+        (resource_of(kinds.LEASE), verb) for verb in ("get", "create", "update")
+    }
+    bound = find(operator_chart, "RoleBinding", "tributary-operator-lease", SYSTEM)
+    deployed = find(operator_chart, "ServiceAccount", bound["subjects"][0]["name"])
+    assert deployed["metadata"]["namespace"] == SYSTEM
+
+
+def test_one_replica_alone_can_be_drained(helm: Path, operator_chart: list[Object]) -> None:
+    budget = find(operator_chart, "PodDisruptionBudget", "tributary-operator", SYSTEM)
+    assert budget["spec"]["maxUnavailable"] == 1
+    single = rendered(helm, "tributary", SYSTEM, operator_values(replicas=1))
+    assert not [o for o in single if o["kind"] == "PodDisruptionBudget"]
 
 
 FORBIDDEN = {

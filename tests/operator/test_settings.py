@@ -35,6 +35,7 @@ def test_pods_may_reach_the_store_under_another_name() -> None:
         ({"TRIBUTARY_STORE_THREADS": "none"}, "TRIBUTARY_STORE_THREADS"),
         ({"TRIBUTARY_HUB_JOB_RESOURCES": "{"}, "TRIBUTARY_HUB_JOB_RESOURCES"),
         ({"TRIBUTARY_BUCKET": ""}, "TRIBUTARY_BUCKET"),
+        ({"TRIBUTARY_LEASE_RENEW_SECONDS": "12"}, "TRIBUTARY_LEASE_RENEW_SECONDS"),
         ({"TRIBUTARY_SIGNING_KEY": "c2hvcnQ="}, "TRIBUTARY_SIGNING_KEY: .* 32 random bytes"),
         ({"TRIBUTARY_SIGNING_KEY": "no base64"}, "TRIBUTARY_SIGNING_KEY"),
     ],

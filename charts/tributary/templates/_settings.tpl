@@ -7,6 +7,14 @@
 {{- define "tributary.operatorEnv" -}}
 - {name: TRIBUTARY_WORKER_IMAGE, value: {{ .Values.workerImage | quote }}}
 - {name: TRIBUTARY_BUCKET, value: {{ .Values.store.bucket | quote }}}
+- {name: TRIBUTARY_NAMESPACE, value: {{ .Release.Namespace | quote }}}
+- name: POD_NAME
+  valueFrom:
+    fieldRef: {fieldPath: metadata.name}
+- name: POD_UID
+  valueFrom:
+    fieldRef: {fieldPath: metadata.uid}
+- {name: TRIBUTARY_IDENTITY, value: "$(POD_NAME)_$(POD_UID)"}
 - {name: TRIBUTARY_STORE_ENDPOINT, value: {{ .Values.store.operatorEndpoint | default .Values.store.endpoint | quote }}}
 - {name: TRIBUTARY_STORE_ENDPOINT_FOR_PODS, value: {{ .Values.store.endpoint | quote }}}
 - {name: TRIBUTARY_STORE_REGION, value: {{ .Values.store.region | quote }}}
@@ -23,6 +31,9 @@
 - {name: TRIBUTARY_POLL_SECONDS, value: {{ .Values.tuning.pollSeconds | quote }}}
 - {name: TRIBUTARY_RESYNC_SECONDS, value: {{ .Values.tuning.resyncSeconds | quote }}}
 - {name: TRIBUTARY_CLEANUP_TIMEOUT_SECONDS, value: {{ .Values.tuning.cleanupTimeoutSeconds | quote }}}
+- {name: TRIBUTARY_LEASE_DURATION_SECONDS, value: {{ .Values.tuning.leaseDurationSeconds | quote }}}
+- {name: TRIBUTARY_LEASE_RENEW_SECONDS, value: {{ .Values.tuning.leaseRenewSeconds | quote }}}
+- {name: TRIBUTARY_LEASE_RETRY_SECONDS, value: {{ .Values.tuning.leaseRetrySeconds | quote }}}
 - {name: TRIBUTARY_STUCK_AFTER_SECONDS, value: {{ .Values.tuning.stuckAfterSeconds | quote }}}
 - {name: TRIBUTARY_HEALTH_PORT, value: {{ include "tributary.healthPort" . | quote }}}
 - {name: TRIBUTARY_LOG_LEVEL, value: {{ .Values.logLevel | quote }}}
