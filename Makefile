@@ -24,7 +24,7 @@ demo: .venv/stamp ## Three data owners improve one model, which goes live under 
 test: built test-unit test-worker test-cluster test-e2e ## All tests: units and laws, real API server and S3, one story from end to end
 
 test-unit: .venv/stamp ## Rows, laws, contract, charts
-	.venv/bin/pytest -m "not cluster" tests/api tests/lib tests/operator tests/chart tests/dev tests/demo
+	.venv/bin/pytest -m "not cluster" tests/api tests/lib tests/operator tests/chart tests/dev tests/demo tests/benchmarks
 
 test-worker: built .venv-worker/stamp ## The privacy engine and the stages of the worker
 	.venv-worker/bin/pytest tests/worker
