@@ -74,10 +74,16 @@ def summed(private: PrivateEngine, data: torch.Tensor, step: int) -> torch.Tenso
     return torch.stack(sums).sum(0)
 
 
+def weights(private: PrivateEngine) -> torch.Tensor:
+    """All trained weights, flat; on every rank."""
+    with private.gathered() as tensors:
+        return torch.cat([tensor.flatten().clone() for tensor in tensors])
+
+
 def received(private: PrivateEngine, data: torch.Tensor, step: int) -> torch.Tensor:
     """The whole gradient that the optimizers of all ranks are handed in a step, by global offset."""
     mine = private.record(summed(private, data, step), step)
-    whole, owners = torch.zeros(private.adapters.numel), torch.zeros(private.adapters.numel)
+    whole, owners = torch.zeros(private.trained.numel), torch.zeros(private.trained.numel)
     for run in private.optimizer.layout:
         whole[run.offset : run.offset + run.length] = mine[run.local : run.local + run.length]
         owners[run.offset : run.offset + run.length] = 1

@@ -10,7 +10,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BertConfig,
+    BertForSequenceClassification,
     GPT2Config,
+    GPT2ForSequenceClassification,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
@@ -51,10 +54,53 @@ def llama_classifier(seed: int = 0, labels: int = 3) -> LlamaForSequenceClassifi
 
 def gpt2(seed: int = 0, width: int = 64) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=257, n_embd=width, n_layer=2, n_head=2, n_positions=256, bos_token_id=0, eos_token_id=0
+    return GPT2LMHeadModel(_gpt2_config(width)).eval()
+
+
+def gpt2_classifier(seed: int = 0, width: int = 64, labels: int = 3) -> GPT2ForSequenceClassification:
+    torch.manual_seed(seed)
+    return GPT2ForSequenceClassification(_gpt2_config(width, num_labels=labels, pad_token_id=0)).eval()
+
+
+def bert_classifier(seed: int = 0, width: int = 64, labels: int = 3) -> BertForSequenceClassification:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=257,
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=3 * width,
+        max_position_embeddings=256,
+        num_labels=labels,
+        pad_token_id=0,
     )
-    return GPT2LMHeadModel(config).eval()
+    return BertForSequenceClassification(config).eval()
+
+
+def _gpt2_config(width: int, **config: Any) -> GPT2Config:
+    return GPT2Config(
+        vocab_size=257,
+        n_embd=width,
+        n_layer=2,
+        n_head=2,
+        n_positions=256,
+        bos_token_id=0,
+        eos_token_id=0,
+        **config,
+    )
+
+
+def taught(model: Any, texts: list[str], steps: int = 60) -> Any:
+    """The model after some steps on whole texts: one that knows something, and can lose it."""
+    tokenizer = byte_tokenizer()
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+    return model.eval()
 
 
 def save(model: Any, directory: Path) -> Path:

@@ -63,18 +63,14 @@ class LoraMethod(ApiModel):
 
 
 class FullMethod(ApiModel):
-    """All weights are trained. Refused for now: it cannot train privately yet."""
+    """All weights are trained. The noise grows with their number: see status.privacy.noiseToSignal."""
 
 
 class Method(ApiModel):
-    """Which weights are trained: lora, for now."""
+    """Which weights are trained: those of adapters, or all. Beside adapters a classifier's head is trained too."""
 
-    # `full` is known and refused here, so that nobody spends budget on what the worker would refuse.
     model_config = ConfigDict(
-        json_schema_extra=validations(
-            ("has(self.lora) != has(self.full)", "choose one of lora and full"),
-            ("!has(self.full)", "full cannot train privately yet: choose lora"),
-        )
+        json_schema_extra=validations(("has(self.lora) != has(self.full)", "choose one of lora and full"))
     )
     lora: LoraMethod | None = None
     full: FullMethod | None = None
@@ -83,8 +79,8 @@ class Method(ApiModel):
 class DeepSpeedSettings(ApiModel):
     """Settings of DeepSpeed that a round may choose."""
 
-    zero_stage: Annotated[int, Field(ge=0, le=2)] = 2
-    """ZeRO stage of DeepSpeed. Stage 3 cannot train privately yet."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    """ZeRO stage of DeepSpeed: what is divided among the processes. 1: the optimizer's state, 2: gradients, 3: weights."""
 
 
 class Training(ApiModel):
@@ -107,6 +103,10 @@ class Training(ApiModel):
     """Tokens of a record that are used."""
     proximal_mu: Decimal = "0"
     """FedProx: weight of the pull towards the round's base model."""
+    gradient_checkpointing: bool = False
+    """Compute activations again instead of keeping them: less memory, about half as much time again."""
+    base_dtype: Literal["Float32", "BFloat16"] = "Float32"
+    """Type of the frozen weights beside adapters; BFloat16 halves their memory. Trained weights, norms, sums and noise are in 32 bits whatever it is."""
     deepspeed: DeepSpeedSettings = DeepSpeedSettings()
 
 
@@ -283,6 +283,10 @@ class FederatedRoundSpec(ApiModel):
             (
                 _IMMUTABLE,
                 "a round runs once and its spec cannot change (only suspend and ttlSecondsAfterFinished): create another round",
+            ),
+            (
+                "!has(self.method.full) || self.training.baseDtype == 'Float32'",
+                "with method.full nothing is frozen: set training.baseDtype to Float32",
             ),
             (
                 f"!has(self.clients.sample) || {_enough_clients('self.clients.sample.count')}",

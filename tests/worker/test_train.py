@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
 import training_worlds as worlds
-from safetensors.torch import load
+from safetensors.torch import load, load_file
 from signers import HUB_KEY
 
 from tributary_accounting import receipts
 from tributary_api.failures import Reason
 from tributary_api.records import DeltaManifest, LedgerKind
-from tributary_api.round import DeltaEncoding
 from tributary_store.digests import digest_of_bytes
-from tributary_worker import lora
 from tributary_worker.failures import StageFailure
 from tributary_worker.privacy.keystream import Keystream
-from tributary_worker.train import computation_hash, read_tenant_key, save_delta, train
+from tributary_worker.train import check_finite, computation_hash, read_tenant_key, train
 
 pytestmark = pytest.mark.usefixtures("alone")
+ROUNDING = Keystream(bytes(32))
 
 
 def trained(world):
@@ -59,20 +59,55 @@ def test_a_training_publishes_a_delta_with_its_receipt(make, tmp_path, capfd):
     assert progress == [{"step": t, "steps": worlds.STEPS} for t in (1, 2, 3)]
 
 
-def test_classification(tmp_path):
-    lines = [json.dumps({"text": f"record {i}", "label": i % 3}) for i in range(60)]
-    # Labels that the model does not have, or that are none, are bad records: they contribute nothing.
-    lines += [json.dumps({"text": "unknown class", "label": 99}), json.dumps({"text": "none", "label": "a"})]
-    world = worlds.world(
-        tmp_path,
-        tiny_models.llama_classifier(),
-        lines,
-        task="SequenceClassification",
-        method={"lora": {"rank": 4, "alpha": 8, "targetModules": ["q_proj", "score"]}},
-        data={"labelField": "label"},
-    )
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("make", [tiny_models.llama, tiny_models.gpt2], ids=["llama", "gpt2"])
+def test_full_fine_tuning_publishes_the_change_of_every_weight(make, stage, tmp_path):
+    model = make(width=16)
+    training = {"deepspeed": {"zeroStage": stage}, "gradientCheckpointing": stage == 3}
+    manifest, tensors = trained(worlds.world(tmp_path, model, method={"full": {}}, training=training))
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {name: t.shape for name, t in tensors.items()} == {name: t.shape for name, t in stored.items()}
+    # Adam moves every weight by about its learning rate in a step, and noise leaves none where it was.
+    assert all(0 < float(t.abs().max()) < 10 * worlds.STEPS * 1e-2 for t in tensors.values())
+    assert manifest.receipt.self_test.trainable_parameters == sum(t.numel() for t in stored.values())
+
+
+def test_weights_that_the_task_has_no_use_for_do_not_change(tmp_path):
+    model = tiny_models.gpt2_classifier(width=16)
+    model.transformer.unused = torch.nn.Linear(2, 2)
+    _, tensors = trained(worlds.world(tmp_path, model, CLASSES, **CLASSIFICATION, method={"full": {}}))
+    assert float(tensors["score.weight"].abs().max()) > 0
+    assert float(tensors["transformer.unused.weight"].abs().max()) == 0.0
+
+
+CLASSES = [json.dumps({"text": f"record {i}", "label": i % 3}) for i in range(60)]
+CLASSIFICATION = {"task": "SequenceClassification", "data": {"labelField": "label"}}
+
+
+@pytest.mark.parametrize(
+    ("make", "head"),
+    [
+        (tiny_models.gpt2_classifier, ("score.weight",)),
+        (tiny_models.llama_classifier, ("score.weight",)),
+        (tiny_models.bert_classifier, ("classifier.weight", "classifier.bias")),
+    ],
+)
+def test_a_classifier_trains_its_head_beside_adapters(make, head, tmp_path):
+    training = {"baseDtype": "BFloat16", "gradientCheckpointing": True, "deepspeed": {"zeroStage": 3}}
+    world = worlds.world(tmp_path, make(), CLASSES, **CLASSIFICATION, training=training)
     _, tensors = trained(world)
-    assert any("score" in name for name in tensors)
+    assert {name for name in tensors if "lora_" not in name} == set(head)
+    assert all(float(tensors[name].abs().max()) > 0 for name in head)
+    assert all(t.dtype == torch.float32 for t in tensors.values())
+
+
+def test_classification(tmp_path):
+    # Labels that the model does not have, or that are none, are bad records: they contribute nothing.
+    bad = [json.dumps({"text": "unknown class", "label": 99}), json.dumps({"text": "none", "label": "a"})]
+    method = {"lora": {"rank": 4, "alpha": 8, "targetModules": ["q_proj", "score"]}}
+    model = tiny_models.llama_classifier()
+    _, tensors = trained(worlds.world(tmp_path, model, CLASSES + bad, **CLASSIFICATION, method=method))
+    assert [name for name in tensors if "score" in name] == ["score.weight"]
 
 
 def test_a_retry_computes_the_same_delta_and_another_round_or_tenant_another(tmp_path):
@@ -190,7 +225,6 @@ def test_a_missing_base_model_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": {"full": {}}}, "method.lora"),
         ({"method": {"lora": {"targetModules": ["nowhere"]}}}, "targetModules"),
         ({"training": {"maxSequenceLength": 4096}}, "maxSequenceLength"),
         ({"task": "SequenceClassification"}, r"lacks score\.weight"),
@@ -219,12 +253,9 @@ def test_other_settings_have_other_noise():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_delta_that_is_not_finite_is_not_published(tmp_path, value):
-    model = tiny_models.llama(width=16)
-    lora.add_adapters(model, lora.LoraSettings(2, 4.0), seed="a round")
-    next(lora.adapters(model))[1].lora_b.data[0, 0] = value
+def test_a_delta_that_is_not_finite_is_not_published(value):
     with pytest.raises(StageFailure, match="learningRate") as failure:
-        save_delta(model, tmp_path / "delta.safetensors", DeltaEncoding.FLOAT32, Keystream(bytes(32)))
+        check_finite({"fine": np.zeros(3), "weight": np.array([1.0, value], np.float32)})
     assert failure.value.reason is Reason.NON_FINITE_DELTA
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -209,8 +210,9 @@ def test_a_file_name_need_not_be_utf_8(tmp_path):
     assert texts(read_private_data(files, client_data(), 10)) == ["one", "two"]
 
 
-def tokenized(records, task=TaskKind.CAUSAL_LM, length=8):
-    return TokenizedRecords(records, tiny_models.byte_tokenizer(), task, length, classes=3)
+def tokenized(records, task=TaskKind.CAUSAL_LM, length=8, model_type="llama"):
+    config = SimpleNamespace(model_type=model_type, num_labels=3)
+    return TokenizedRecords(records, tiny_models.byte_tokenizer(), task, length, config)
 
 
 def test_every_batch_has_the_same_shape_whatever_is_in_it():

@@ -12,7 +12,7 @@ import torch
 
 from tributary_api.shared import TaskKind
 from tributary_worker.data import Record
-from tributary_worker.objectives import IGNORED_LABEL, Batch
+from tributary_worker.objectives import IGNORED_LABEL, Batch, attention_mask
 from tributary_worker.privacy.sampler import EMPTY
 
 CHARACTERS_PER_TOKEN_MAX = 32
@@ -23,15 +23,17 @@ TOKENIZER_BATCH = 1000
 
 
 class TokenizedRecords:
-    """Records as token ids (N, length) int32. An empty record has none, and one whose label is not below
-    `classes` has no label: neither has a gradient."""
+    """Records as token ids (N, length) int32. An empty record has none, and one whose label is not among
+    the model's (`config.num_labels`) has no label: neither has a gradient."""
 
     def __init__(
-        self, records: Sequence[Record], tokenizer: Any, task: TaskKind, length: int, classes: int
+        self, records: Sequence[Record], tokenizer: Any, task: TaskKind, length: int, config: Any
     ) -> None:
         self._task = task
+        self._model_type = str(config.model_type)
         self._lengths = np.zeros(len(records), dtype=np.int32)
         self._ids = np.full((len(records), length), padding_id(tokenizer), dtype=np.int32)
+        classes = int(config.num_labels)
         self._classes = np.array([_class_of(record, classes) for record in records], dtype=np.int64)
         self._tokenize(records, tokenizer, length)
 
@@ -43,12 +45,13 @@ class TokenizedRecords:
         lengths = np.where(is_record, self._lengths[rows], 0)
         labels = self._labels(rows, ids, lengths)
         labels = np.where(is_record.reshape(-1, *[1] * (labels.ndim - 1)), labels, IGNORED_LABEL)
-        # Texts are padded on the right and the models are causal, so no token that counts sees the padding:
-        # a mask would change nothing but the time.
-        tensors = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": labels}
-        return {
-            name: torch.from_numpy(values.astype(np.int64)).to(device) for name, values in tensors.items()
+        is_token = torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None])
+        tensors = {
+            "input_ids": torch.from_numpy(ids.astype(np.int64)),
+            "attention_mask": attention_mask(self._model_type, is_token),
+            "labels": torch.from_numpy(labels.astype(np.int64)),
         }
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def _labels(
         self, rows: npt.NDArray[np.int64], ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]

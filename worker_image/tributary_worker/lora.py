@@ -1,5 +1,4 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) on linear layers, with factors that can be swapped for per-example
-copies.
+"""Low-rank adapters (LoRA, Hu et al. 2021) on linear layers.
 
 y = base(x) + (alpha / rank) * (x A^T) B^T, with A (rank, in) and B (out, rank). A starts random and B at
 zero. With `freeze_a` only B is trained: the noised deltas of several clients can then be averaged, since
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tributary_api.shared import TaskKind
 from tributary_worker.lora_init import frozen_a
-from tributary_worker.lora_names import factor_name, target_leaves, targets
+from tributary_worker.lora_names import head_of, target_leaves, targets
 from tributary_worker.privacy.errors import UnsupportedError
 
 
@@ -33,40 +33,31 @@ class LoraSettings:
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer and its adapter. `example_a` and `example_b` replace the factors while a gradient
-    per record is taken: (batch, rank, in) and (batch, out, rank), one copy for each record of the
-    micro-batch."""
+    """A frozen linear layer and its adapter, in fp32 whatever the base's type is."""
 
     def __init__(self, base: nn.Module, settings: LoraSettings) -> None:
         super().__init__()
         inputs, outputs = features(base)
-        weight: Tensor = base.weight
         self.base = base
         self.scaling = settings.alpha / settings.rank
-        self.lora_a = nn.Parameter(torch.zeros(settings.rank, inputs, device=weight.device))
-        self.lora_b = nn.Parameter(torch.zeros(outputs, settings.rank, device=weight.device))
-        self.lora_a.requires_grad_(not settings.freeze_a)
-        self.example_a: Tensor | None = None
-        self.example_b: Tensor | None = None
+        shape = {"bias": False, "device": base.weight.device, "dtype": torch.float32}
+        self.lora_A = nn.Linear(inputs, settings.rank, **shape)
+        self.lora_B = nn.Linear(settings.rank, outputs, **shape)
+        nn.init.zeros_(self.lora_B.weight)
+        self.lora_A.requires_grad_(not settings.freeze_a)
+
+    @property
+    def lora_a(self) -> nn.Parameter:
+        return self.lora_A.weight
+
+    @property
+    def lora_b(self) -> nn.Parameter:
+        return self.lora_B.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        a = self.lora_a if self.example_a is None else self.example_a
-        b = self.lora_b if self.example_b is None else self.example_b
-        update = _apply(_apply(x.to(torch.float32), a), b)
-        return self.base(x) + (self.scaling * update).to(x.dtype)
-
-
-def _apply(x: Tensor, factor: Tensor) -> Tensor:
-    """x (batch, ..., in) times the transpose of a factor (out, in), or of one per record (batch, out, in)."""
-    if factor.dim() == 2:
-        return x @ factor.T
-    if x.shape[0] != factor.shape[0]:
-        raise UnsupportedError(
-            f"a layer is called with {x.shape[0]} rows for {factor.shape[0]} records, so that they cannot be "
-            "told apart: leave it out of method.lora.targetModules"
-        )
-    product = torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), factor.transpose(1, 2))
-    return product.view(*x.shape[:-1], factor.shape[1])
+        output: Tensor = self.base(x)
+        update = self.lora_B(self.lora_A(x.to(torch.float32)))
+        return output + (self.scaling * update).to(output.dtype)
 
 
 def features(module: nn.Module) -> tuple[int, int]:
@@ -74,7 +65,8 @@ def features(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if isinstance(module, Conv1D):
-        return int(module.weight.shape[0]), int(module.weight.shape[1])
+        # Not the weight's shape: ZeRO 3 takes the weight away.
+        return int(module.nx), int(module.nf)
     raise UnsupportedError(
         f"LoRA adapts Linear and Conv1D layers, not {type(module).__name__}: change method.lora.targetModules"
     )
@@ -95,39 +87,41 @@ def target_names(model: Any, settings: LoraSettings) -> list[str]:
     return names
 
 
-def add_adapters(model: Any, settings: LoraSettings, seed: str) -> list[str]:
-    """Freeze the model and put an adapter on each target; gives the targets' names.
+def add_adapters(model: Any, settings: LoraSettings, seed: str, task: TaskKind = TaskKind.CAUSAL_LM) -> None:
+    """Freeze the model, put an adapter on each target, and leave the head of a classifier to be trained in
+    full.
 
     A is drawn from `seed` and the target's name alone, so all clients of a round share it and nobody has to
     send it.
     """
     model.requires_grad_(False)
-    names = target_names(model, settings)
-    for name in names:
-        parent = model.get_submodule(name.rpartition(".")[0])
-        leaf = name.rpartition(".")[2]
-        adapter = LoraLinear(getattr(parent, leaf), settings)
-        with torch.no_grad():
-            adapter.lora_a.copy_(torch.from_numpy(frozen_a(seed, name, *adapter.lora_a.shape)))
-        setattr(parent, leaf, adapter)
-    return names
+    head = head_of(model.config.model_type, task)
+    for name in target_names(model, settings):
+        if name != head:
+            _replace(model, name, _adapter(model.get_submodule(name), settings, seed, name))
+    if head is not None:
+        _train_in_full(model.get_submodule(head))
+
+
+def _adapter(base: nn.Module, settings: LoraSettings, seed: str, name: str) -> LoraLinear:
+    adapter = LoraLinear(base, settings)
+    with torch.no_grad():
+        adapter.lora_a.copy_(torch.from_numpy(frozen_a(seed, name, *adapter.lora_a.shape)))
+    return adapter
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def _train_in_full(head: nn.Module) -> None:
+    head.to(torch.float32).requires_grad_(True)
+    # The model before it may be in low precision.
+    head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].to(torch.float32), *inputs[1:]))
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
             yield name, module
-
-
-def peft_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Both factors of every adapter, fp32 on the CPU, under the names of PEFT's
-    `adapter_model.safetensors`."""
-    tensors: dict[str, Tensor] = {}
-    for name, adapter in adapters(model):
-        tensors[factor_name(name, "lora_A")] = _saved(adapter.lora_a)
-        tensors[factor_name(name, "lora_B")] = _saved(adapter.lora_b)
-    return tensors
-
-
-def _saved(factor: Tensor) -> Tensor:
-    return factor.detach().to("cpu", torch.float32).contiguous().clone()

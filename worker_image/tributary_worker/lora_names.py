@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from tributary_api.shared import TaskKind
+
 Factor = Literal["lora_A", "lora_B"]
 
 DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
@@ -15,6 +17,7 @@ DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
     "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "mistral": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "qwen2": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "bert": ("query", "key", "value", "dense"),
 }
 """Every linear layer of a block, which beats attention alone (Dettmers et al. 2023); by model type."""
 
@@ -22,8 +25,21 @@ CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transforme
 CONV1D_LEAVES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 """Layers of the GPT-2 family that keep their weight as (inputs, outputs)."""
 
-INNER_MODEL = {"gpt2": "transformer.", "llama": "model.", "mistral": "model.", "qwen2": "model."}
+INNER_MODEL = {
+    "gpt2": "transformer.",
+    "llama": "model.",
+    "mistral": "model.",
+    "qwen2": "model.",
+    "bert": "bert.",
+}
 """Where the architecture itself lies in a model with a head."""
+
+BIDIRECTIONAL_TYPES = frozenset({"bert"})
+"""Architectures in which every token sees every other, padding too unless it is masked."""
+
+HEADS = {"gpt2": "score", "llama": "score", "mistral": "score", "qwen2": "score", "bert": "classifier"}
+"""The layer of a classifier that gives the classes. Beside adapters it is trained in full, as is usual: it is
+small, and new for the task."""
 
 PEFT_PREFIX = "base_model.model."
 
@@ -44,6 +60,11 @@ def targets(modules: Iterable[str], leaves: Sequence[str]) -> list[str]:
 def is_transposed(model_type: str, module: str) -> bool:
     """Whether the module's weight is (inputs, outputs), unlike that of a linear layer."""
     return model_type in CONV1D_TYPES and leaf(module) in CONV1D_LEAVES
+
+
+def head_of(model_type: str, task: TaskKind) -> str | None:
+    """The module that is trained in full beside adapters; None if the task needs none."""
+    return HEADS.get(model_type) if task is TaskKind.SEQUENCE_CLASSIFICATION else None
 
 
 def factor_name(module: str, factor: Factor) -> str:

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tributary_api.shared import TaskKind
+from tributary_worker.lora_names import BIDIRECTIONAL_TYPES
 
 Batch = Mapping[str, Tensor]
-"""`input_ids`, `attention_mask` (batch, length) and `labels`: (batch, length), or (batch,) for
-classification."""
+"""`input_ids` (batch, length), `attention_mask` as the function of that name makes it, and `labels`:
+(batch, length), or (batch,) for classification."""
 
 Objective = Callable[[Any, Batch], Tensor]
 """(model, batch) -> losses of shape (batch,), fp32, in nats."""
@@ -39,6 +40,21 @@ def sequence_classification(model: Any, batch: Batch) -> Tensor:
     return F.cross_entropy(logits.float(), batch["labels"], ignore_index=IGNORED_LABEL, reduction="none")
 
 
+def attention_mask(model_type: str, is_token: Tensor) -> Tensor:
+    """The mask of texts that are padded on the right; `is_token` (batch, length) is bool.
+
+    In a causal model no token that counts sees the padding: a mask would change nothing but the time, so it
+    is of ones. In a bidirectional one it is (batch, 1, 1, length), which transformers takes as it is: it
+    drops a smaller one that masks nothing, and the time would tell. A text without tokens keeps the first,
+    so that the softmax over its tokens is defined.
+    """
+    if model_type not in BIDIRECTIONAL_TYPES:
+        return torch.ones_like(is_token, dtype=torch.int64)
+    mask = is_token.clone()
+    mask[:, 0] = True
+    return mask[:, None, None, :]
+
+
 OBJECTIVES: dict[TaskKind, Objective] = {
     TaskKind.CAUSAL_LM: causal_lm,
     TaskKind.SEQUENCE_CLASSIFICATION: sequence_classification,
@@ -50,5 +66,6 @@ def synthetic_batch(task: TaskKind, config: Any, batch_size: int, length: int, d
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, config.vocab_size, (batch_size, length), generator=generator)
     labels = ids if task is TaskKind.CAUSAL_LM else torch.zeros(batch_size, dtype=torch.int64)
-    tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    mask = attention_mask(config.model_type, torch.ones_like(ids, dtype=torch.bool))
+    tensors = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -1,6 +1,6 @@
 """The `train` stage: one client's private update of the round's model.
 
-DP-SGD (Abadi et al. 2016) with Poisson sampling on low-rank adapters, as this file says from top to bottom:
+DP-SGD (Abadi et al. 2016) with Poisson sampling, as this file says from top to bottom:
 
     adopt the delta if it is published already       check consent, grant and ledger
     load the base model and exactly N records        derive the keys for sampling and noise
@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+import numpy as np
 
 from tributary_accounting import receipts
 from tributary_accounting.ledger import Ledger
@@ -32,16 +31,15 @@ from tributary_api.client import FederatedClient
 from tributary_api.failures import Reason
 from tributary_api.meta import NamespacedName
 from tributary_api.records import DeltaManifest, FileDigest, Receipt, SelfTestFigures
-from tributary_api.round import DeltaEncoding
-from tributary_api.shared import TaskKind
 from tributary_api.tasks import DATA_CREDENTIALS_PREFIX, DATA_MOUNT_PATH, NOISE_KEY_PATH, TrainTask
-from tributary_store import bundle
 from tributary_store.digests import digest_of_file
 from tributary_store.errors import ObjectExists
 from tributary_store.objects import Objects
-from tributary_worker import consent, distributed, lora, lora_names
+from tributary_worker import consent, distributed
 from tributary_worker.aggregation.norms import l2_norm
-from tributary_worker.batches import TokenizedRecords, padding_id
+from tributary_worker.aggregation.numbers import Array
+from tributary_worker.base_model import BaseModel, delta_of, frozen_factors, load_base_model, mark_trained
+from tributary_worker.batches import TokenizedRecords
 from tributary_worker.consent import SERVICE_ACCOUNT_PATH, ApiServer
 from tributary_worker.data import Files, files_of, read_private_data
 from tributary_worker.delta_file import write_delta
@@ -55,8 +53,6 @@ from tributary_worker.privacy.selftest import run_self_test
 from tributary_worker.store_access import open_store, store_failures
 
 DIGEST_PREFIX = "sha256:"
-FROM_BUNDLE = {"local_files_only": True, "trust_remote_code": False}
-"""A bundle is data: nothing of it is run, and nothing that it names is fetched."""
 VERSIONED = ("tributary", "torch", "deepspeed", "dp-accounting")
 
 
@@ -89,20 +85,31 @@ def train(task: TrainTask, world: Surroundings) -> None:
         return
     on_first_rank(lambda: check_permission(task, world))
     with tempfile.TemporaryDirectory() as directory:
-        model, tokenizer = load_base_model(task, world.store, Path(directory))
-    records, snapshot_hash = load_records(task, world.files, tokenizer, model)
-    try:
-        engine = build_engine(task, model, world.tenant_key, snapshot_hash)
-        figures = run_self_test(engine, random_records(task, model, engine))
-        on_first_rank(lambda: record_launch(task, world))
-        for step in range(task.grant.mechanism.steps):
-            engine.train_step(step, lambda indices: records.batch(indices, engine.device))
-            report_progress(engine, step + 1)
-    except UnsupportedError as error:
-        raise StageFailure(Reason.MODEL_UNSUPPORTED, str(error)) from error
-    except PrivacyError as error:
-        raise StageFailure(Reason.SELF_TEST_FAILED, str(error)) from error
-    on_first_rank(lambda: publish(task, world, model, figures))
+        base = load_base_model(task, world.store, Path(directory))
+        records, snapshot_hash = load_records(task, world.files, base)
+        try:
+            delta, figures = train_privately(task, world, base, records, snapshot_hash)
+        except UnsupportedError as error:
+            raise StageFailure(Reason.MODEL_UNSUPPORTED, str(error)) from error
+        except PrivacyError as error:
+            raise StageFailure(Reason.SELF_TEST_FAILED, str(error)) from error
+        on_first_rank(lambda: publish(task, world, delta, frozen_factors(task, base), figures))
+
+
+def train_privately(
+    task: TrainTask, world: Surroundings, base: BaseModel, records: TokenizedRecords, snapshot_hash: str
+) -> tuple[dict[str, Array], SelfTestFigures]:
+    """The algorithm itself; gives the noised delta, on the first rank, and what the self-test measured."""
+    mark_trained(task, base)
+    engine = build_engine(task, base.model, world.tenant_key, snapshot_hash)
+    figures = run_self_test(engine, random_records(task, base.model, engine))
+    on_first_rank(lambda: record_launch(task, world))
+    for step in range(task.grant.mechanism.steps):
+        engine.train_step(step, lambda indices: records.batch(indices, engine.device))
+        report_progress(engine, step + 1)
+    with engine.gathered() as weights:
+        trained = dict(zip(engine.trained.names, weights, strict=True))
+        return delta_of(task, base, trained) if engine.rank == 0 else {}, figures
 
 
 def surroundings_of(task: TrainTask, root: Path) -> Surroundings:
@@ -168,59 +175,18 @@ def ledger_of(task: TrainTask, world: Surroundings) -> Ledger:
     return Ledger(world.store, task.ledger_uri, data_set, world.now)
 
 
-def load_base_model(task: TrainTask, store: Objects, directory: Path) -> tuple[Any, Any]:
-    """Model (fp32) and tokenizer, from a bundle whose every byte was checked."""
-    with store_failures():
-        bundle.pull(store, task.base_model, directory)
-    kind = AutoModelForCausalLM if task.task is TaskKind.CAUSAL_LM else AutoModelForSequenceClassification
-    try:
-        model, loading = kind.from_pretrained(
-            directory, dtype=torch.float32, output_loading_info=True, **FROM_BUNDLE
-        )
-        tokenizer = AutoTokenizer.from_pretrained(directory, **FROM_BUNDLE)
-    except (OSError, ValueError, KeyError) as error:
-        message = f"{task.base_model.uri} does not load: {error}"
-        raise StageFailure(Reason.MODEL_UNSUPPORTED, message) from error
-    check_model(task, model, loading["missing_keys"])
-    model.config.pad_token_id = padding_id(tokenizer)
-    return model, tokenizer
-
-
-def check_model(task: TrainTask, model: Any, missing: Collection[str]) -> None:
-    """Refuse a base model that the task does not fit; `missing` names weights that its bundle does not
-    have."""
-    known = sorted(lora_names.DEFAULT_TARGETS)
-    if model.config.model_type not in known:
-        # Others may let one record of a batch change the gradient of another.
-        found = repr(model.config.model_type)
-        message = f"model type {found} cannot train privately yet: use one of {', '.join(known)}"
-        raise StageFailure(Reason.MODEL_UNSUPPORTED, message)
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and task.training.max_sequence_length > positions:
-        message = f"maxSequenceLength is above the model's {positions} positions: lower it"
-        raise StageFailure(Reason.MODEL_UNSUPPORTED, message)
-    if missing:
-        # They were drawn at random just now: every client would train another model.
-        message = (
-            f"{task.base_model.uri} lacks {', '.join(sorted(missing)[:3])}, which a {task.task} model has"
-        )
-        raise StageFailure(Reason.MODEL_UNSUPPORTED, message)
-
-
-def load_records(task: TrainTask, files: Files, tokenizer: Any, model: Any) -> tuple[TokenizedRecords, str]:
+def load_records(task: TrainTask, files: Files, base: BaseModel) -> tuple[TokenizedRecords, str]:
     """Exactly the N records that the accountant counts on, as tokens; and the digest of the data they come
     from."""
     data = read_private_data(files, task.data, task.grant.mechanism.num_examples)
-    length, classes = task.training.max_sequence_length, int(model.config.num_labels)
-    return TokenizedRecords(data.records, tokenizer, task.task, length, classes), data.snapshot_hash
+    length = task.training.max_sequence_length
+    records = TokenizedRecords(data.records, base.tokenizer, task.task, length, base.model.config)
+    return records, data.snapshot_hash
 
 
 def build_engine(task: TrainTask, model: Any, tenant_key: bytes, snapshot_hash: str) -> PrivateEngine:
-    """Adapters on the model and the private engine around it, with keys that belong to this grant and this
-    data."""
-    settings = lora_settings(task)
-    # From the run key: every client of the round has the same frozen A without anybody sending it.
-    lora.add_adapters(model, settings, seed=task.grant.run_key)
+    """The private engine around a model whose trained weights are marked, with keys that belong to this grant
+    and this data."""
     computation = computation_hash(task)
     objective = OBJECTIVES[task.task]
     return PrivateEngine(
@@ -235,6 +201,7 @@ def build_engine(task: TrainTask, model: Any, tenant_key: bytes, snapshot_hash: 
             learning_rate=float(task.training.learning_rate),
             optimizer=task.training.optimizer,
             proximal_mu=float(task.training.proximal_mu),
+            gradient_checkpointing=task.training.gradient_checkpointing,
         ),
     )
 
@@ -244,13 +211,6 @@ def computation_hash(task: TrainTask) -> str:
     get the same noise on two gradients by choosing twice."""
     parts = [part.to_json_object() for part in (task.grant, task.method, task.training)]
     return sha256_of(canonical_json([*parts, task.task])).removeprefix(DIGEST_PREFIX)
-
-
-def lora_settings(task: TrainTask) -> lora.LoraSettings:
-    method = task.method.lora
-    if method is None:
-        raise UnsupportedError("method.full cannot train privately yet: choose method.lora")
-    return lora.LoraSettings(method.rank, method.alpha, method.freeze_a, tuple(method.target_modules))
 
 
 def random_records(task: TrainTask, model: Any, engine: PrivateEngine) -> Batch:
@@ -265,11 +225,18 @@ def report_progress(engine: PrivateEngine, done: int) -> None:
         print(json.dumps({"step": done, "steps": engine.mechanism.steps}), flush=True)
 
 
-def publish(task: TrainTask, world: Surroundings, model: Any, figures: SelfTestFigures) -> None:
+def publish(
+    task: TrainTask,
+    world: Surroundings,
+    delta: Mapping[str, Array],
+    constant: Mapping[str, Array],
+    figures: SelfTestFigures,
+) -> None:
     """Write the delta, then the signed manifest that makes it exist. Both are create-only."""
     with tempfile.TemporaryDirectory() as directory, store_failures():
         path = Path(directory) / "delta.safetensors"
-        save_delta(model, path, task.delta_encoding, rounding_stream(task, world))
+        check_finite(delta)
+        write_delta(path, delta, constant, task.delta_encoding, rounding_stream(task, world))
         file = upload_once(world.store, task.delta_uri, path)
         manifest = DeltaManifest(
             run_key=task.grant.run_key,
@@ -292,27 +259,11 @@ def rounding_stream(task: TrainTask, world: Surroundings) -> Keystream:
     return Keystream(derive_key(world.tenant_key, computation_hash(task), "", "rounding"))
 
 
-def save_delta(model: Any, path: Path, encoding: DeltaEncoding, rounding: Keystream) -> None:
-    """The adapters in PEFT's names: since B starts at zero, (alpha / rank) B A is the change of each weight.
-
-    Raises: StageFailure: noise and learning rate together ran out of bounds. This says nothing about the data
-    that the noised delta would not say.
-    """
-    tensors = lora.peft_tensors(model)
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+def check_finite(delta: Mapping[str, Array]) -> None:
+    """Raises: StageFailure: noise and learning rate together ran out of bounds. This says nothing about the
+    data that the noised delta would not say."""
+    if not all(bool(np.isfinite(values).all()) for values in delta.values()):
         raise StageFailure(Reason.NON_FINITE_DELTA, "the delta is not finite: lower training.learningRate")
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    constant = {name: arrays.pop(name) for name in frozen_factors(model)}
-    write_delta(path, arrays, constant, encoding, rounding)
-
-
-def frozen_factors(model: Any) -> list[str]:
-    """Names of the factors that every client draws alike from the run key."""
-    return [
-        lora_names.factor_name(name, "lora_A")
-        for name, adapter in lora.adapters(model)
-        if not adapter.lora_a.requires_grad
-    ]
 
 
 def upload_once(store: Objects, uri: str, path: Path) -> FileDigest:

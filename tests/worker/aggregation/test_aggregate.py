@@ -19,8 +19,9 @@ from tributary_api.records import CHUNK_BYTES
 from tributary_api.round import DeltaEncoding
 from tributary_store import bundle
 from tributary_store.errors import ObjectDamaged
-from tributary_worker import lora
+from tributary_worker import lora, lora_names
 from tributary_worker.aggregation.numbers import decode, encode
+from tributary_worker.delta_file import write_delta
 from tributary_worker.failures import StageFailure
 from tributary_worker.privacy.keystream import Keystream
 

@@ -31,7 +31,7 @@ def found(stage: int, micro_batch_size: int) -> dict[str, object]:
     figures = run_self_test(private, _batch(model, private))
     for step in range(2):
         private.train_step(step, lambda indices: engines.load(engines.data_set(), list(indices)))
-    weights = torch.cat([p.detach().flatten() for p in private.adapters.parameters])
+    weights = engines.weights(private)
     return {
         "gradient": gradient.tolist(),
         "weights": weights.tolist(),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tributary_worker.privacy.clipping import clip, clip_factors, per_example_norms, scale
+from tributary_worker.privacy.clipping import add_clipped, clip_factors, per_example_norms
+from tributary_worker.privacy.parts import Dense
 
 SHAPES = ((3, 4), (7,), (2, 5))
 PAIRS = 1200
@@ -26,8 +27,11 @@ def gradients(generator, batch):
     return tensors
 
 
-def _scaled(values, scales):
-    return (torch.from_numpy(values) * scales.view(-1, *[1] * (values.ndim - 1))).float()
+def clip(gradients, max_grad_norm, weights):
+    """The clipped sums of gradients (batch, *shape)."""
+    totals = [torch.zeros(g.shape[1:]) for g in gradients]
+    add_clipped([[Dense(g)] for g in gradients], max_grad_norm, weights, totals)
+    return totals
 
 
 def flat(tensors):
@@ -83,8 +87,6 @@ def test_factors():
 
 
 def test_the_norm_is_over_all_parameters_together():
-    assert float(per_example_norms([torch.tensor([[3.0]]), torch.tensor([[[4.0]]])])[0]) == 5.0
-
-
-def test_the_divisor_is_public():
-    assert scale(torch.tensor([6.0]), 3).tolist() == [2.0]
+    assert (
+        float(per_example_norms([[Dense(torch.tensor([[3.0]]))], [Dense(torch.tensor([[[4.0]]]))]])[0]) == 5.0
+    )

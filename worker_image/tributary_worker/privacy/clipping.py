@@ -7,15 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tributary_worker.privacy.parts import Part, squared_norms
 
-def per_example_norms(gradients: Sequence[Tensor]) -> Tensor:
+
+def per_example_norms(gradients: Sequence[Sequence[Part]]) -> Tensor:
     """Euclidean norm of each record's gradient over all trained parameters together; shape (batch,), float64.
 
-    `gradients` has one tensor (batch, *parameter shape) per parameter. The sum of squares is taken in
-    float64: in float32 its rounding alone could let a record exceed C by more than 1e-6.
+    `gradients` has the parts of one parameter in each entry. The sum of squares is taken in float64: in
+    float32 its rounding alone could let a record exceed C by more than 1e-6.
     """
-    squares = [g.flatten(1).to(torch.float64).square().sum(1) for g in gradients]
-    return torch.stack(squares).sum(0).sqrt()
+    return torch.stack([squared_norms(parts) for parts in gradients]).sum(0).sqrt()
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
@@ -24,23 +25,20 @@ def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
 
 
-def clip(gradients: Sequence[Tensor], max_grad_norm: float, weights: Tensor) -> list[Tensor]:
-    """Sum over records of weight * min(1, C / norm) * gradient, per parameter, in float32.
+def factors_of(norms: Tensor, max_grad_norm: float, weights: Tensor) -> Tensor:
+    """What each record's gradient is multiplied with; `weights` (batch,) is 1 for a record and 0 for an empty
+    slot. Shape (batch,), fp32."""
+    return (clip_factors(norms, max_grad_norm) * weights.to(torch.float64)).to(torch.float32)
 
-    `weights` (batch,) is 1 for a record and 0 for an empty slot. This is `s` of Abadi et al. 2016, algorithm
-    1.
+
+def add_clipped(
+    gradients: Sequence[list[Part]], max_grad_norm: float, weights: Tensor, totals: Sequence[Tensor]
+) -> None:
+    """totals += sum over records of weight * min(1, C / norm) * gradient, for each parameter, in fp32.
+
+    This is `s` of Abadi et al. 2016, algorithm 1. The parts are used up, so that their memory is free again.
     """
-    factors = clip_factors(per_example_norms(gradients), max_grad_norm) * weights.to(torch.float64)
-    return [_weighted_sum(g, factors) for g in gradients]
-
-
-def scale(total: Tensor, divisor: int) -> Tensor:
-    """The mean over the *expected* batch: the divisor is public, the size of a drawn batch is not."""
-    return total / divisor
-
-
-def _weighted_sum(gradient: Tensor, factors: Tensor) -> Tensor:
-    # 0 * inf is not 0: a record that contributes nothing is replaced, not multiplied away.
-    contributes = (factors > 0).view(-1, *[1] * (gradient.dim() - 1))
-    kept = torch.where(contributes, gradient.to(torch.float32), 0.0)
-    return torch.tensordot(factors.to(torch.float32), kept, dims=1)
+    factors = factors_of(per_example_norms(gradients), max_grad_norm, weights)
+    for parts, total in zip(gradients, totals, strict=True):
+        while parts:
+            parts.pop().add_to(total, factors)

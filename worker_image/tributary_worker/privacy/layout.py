@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -45,14 +46,15 @@ optimizer got."""
 def measure_layout(numel: int, probe: Probe, device: torch.device) -> list[Run]:
     """The runs of elements that this rank's optimizer owns. Every element must have the same number of
     owners, >= 1."""
-    addresses = torch.zeros(0, dtype=torch.int64)
+    addresses: Tensor | None = None
     for position in range(_digits(numel)):
-        received = _round(probe(_digit_gradient(numel, position, device)))
-        addresses = received * DIGIT_BASE**position + (addresses if position else 0)
-    if bool((addresses < 0).any() or (addresses > numel).any()):
+        digits = _round(probe(_digit_gradient(numel, position, device))).mul_(DIGIT_BASE**position)
+        addresses = digits if addresses is None else addresses.add_(digits)
+    if addresses is None or bool((addresses < 0).any() or (addresses > numel).any()):
         raise PrivacyError("DeepSpeed handed the optimizer a gradient that no trained parameter has")
-    _check_ownership(addresses, numel, device)
-    return _runs(addresses)
+    runs = _runs(addresses)
+    _check_ownership(runs, numel, device)
+    return runs
 
 
 def _digits(numel: int) -> int:
@@ -63,23 +65,26 @@ def _digits(numel: int) -> int:
 
 
 def _digit_gradient(numel: int, position: int, device: torch.device) -> Tensor:
-    """Digit `position` of each element's address. All ranks send it, so the average is the digit itself."""
+    """Digit `position` of each element's address."""
     addresses = torch.arange(1, numel + 1, dtype=torch.int64, device=device)
-    return (addresses // DIGIT_BASE**position % DIGIT_BASE).to(torch.float32)
+    addresses.div_(DIGIT_BASE**position, rounding_mode="floor")
+    return addresses.remainder_(DIGIT_BASE).to(torch.float32)
 
 
 def _round(received: Tensor) -> Tensor:
-    received = received.to("cpu", torch.float64)
+    received = received.cpu()
     whole = received.round()
-    if not bool(((received - whole).abs() < DIGIT_TOLERANCE).all()):
+    if not bool((received.sub_(whole).abs_() < DIGIT_TOLERANCE).all()):
         raise PrivacyError(
             "DeepSpeed changed the gradient on its way to the optimizer (scaled, clipped or rounded)"
         )
     return whole.to(torch.int64)
 
 
-def _check_ownership(addresses: Tensor, numel: int, device: torch.device) -> None:
-    owners = torch.bincount(addresses, minlength=numel + 1)[1:].to(torch.int32).to(device)
+def _check_ownership(runs: Sequence[Run], numel: int, device: torch.device) -> None:
+    owners = torch.zeros(numel, dtype=torch.int32, device=device)
+    for run in runs:
+        owners[run.offset : run.offset + run.length] += 1
     if dist.is_initialized():
         dist.all_reduce(owners)
     fewest, most = int(owners.min()), int(owners.max())
@@ -90,14 +95,14 @@ def _check_ownership(addresses: Tensor, numel: int, device: torch.device) -> Non
 
 
 def _runs(addresses: Tensor) -> list[Run]:
-    owned = torch.nonzero(addresses != PADDING).flatten()
-    if not len(owned):
-        return []
-    offsets = addresses[owned] - 1
-    breaks = torch.nonzero((owned.diff() != 1) | (offsets.diff() != 1)).flatten() + 1
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), breaks])
-    stops = torch.cat([breaks, torch.tensor([len(owned)])])
-    return [Run(int(owned[a]), int(offsets[a]), int(b - a)) for a, b in zip(starts, stops, strict=True)]
+    """Maximal runs in which place and address go up together."""
+    shifts = addresses - torch.arange(len(addresses))
+    shifts[addresses == PADDING] = torch.iinfo(torch.int64).max
+    breaks = torch.nonzero(shifts[1:] != shifts[:-1]).flatten() + 1
+    bounds = [0, *breaks.tolist(), len(addresses)]
+    return [
+        Run(a, int(addresses[a]) - 1, b - a) for a, b in pairwise(bounds) if a < b and addresses[a] != PADDING
+    ]
 
 
 def owned_elements(runs: Sequence[Run]) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from tributary_worker.privacy.keystream import Keystream
 
@@ -48,8 +50,16 @@ class GaussianNoise:
     def add(self, gradient: npt.NDArray[np.float32], step: int, start: int) -> npt.NDArray[np.float32]:
         """The gradient (elements start, start + 1, ...) plus its noise, summed in float64 and put on the
         grid."""
-        noised = gradient.astype(np.float64) + self.draw(step, start, start + len(gradient))
-        return (np.round(noised / self.grid) * self.grid).astype(np.float32)
+        noised = np.empty_like(gradient)
+
+        def add_chunk(chunk: tuple[int, int]) -> None:
+            place = slice(chunk[0] - start, chunk[1] - start)
+            exact = gradient[place].astype(np.float64) + self.std * self._standard(step, *chunk)
+            noised[place] = np.round(exact / self.grid) * self.grid
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(add_chunk, _chunks(start, start + len(gradient))))
+        return noised
 
     def _standard(self, step: int, start: int, stop: int) -> npt.NDArray[np.float64]:
         words = self._keystream.words(step, WORDS_PER_ELEMENT * start, WORDS_PER_ELEMENT * (stop - start))

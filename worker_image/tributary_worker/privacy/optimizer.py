@@ -25,7 +25,7 @@ class RecordingOptimizer:
         self.received: Tensor | None = None
 
     def step(self, parameters: Sequence[Tensor]) -> None:
-        self.received = torch.cat([_gradient(p).detach().clone().flatten() for p in parameters])
+        self.received = torch.cat([_gradient(p).detach().flatten() for p in parameters])
 
 
 class NoisyOptimizer(torch.optim.Optimizer):
@@ -97,16 +97,16 @@ class NoisyOptimizer(torch.optim.Optimizer):
         return [p for group in self.param_groups for p in group["params"]]
 
     def _add_noise(self, step: int) -> None:
-        layout = self.layout
-        gradients = [_gradient(p) for p in self._parameters()]
-        flat = torch.cat([g.flatten() for g in gradients])
-        host = flat.to("cpu").numpy().copy()
-        for run in layout:
-            piece = slice(run.local, run.local + run.length)
-            host[piece] = self.noise.add(host[piece], step, run.offset)
-        noised = torch.from_numpy(host).to(flat.device)
-        for gradient, piece in zip(gradients, noised.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(piece.view_as(gradient))
+        start = 0
+        for gradient in [_gradient(p).view(-1) for p in self._parameters()]:
+            for run in self.layout:
+                # Both count through all gradients together; no copy is made of more than a piece.
+                first, last = max(run.local, start), min(run.local + run.length, start + len(gradient))
+                if first < last:
+                    piece = gradient[first - start : last - start]
+                    noised = self.noise.add(piece.cpu().numpy(), step, run.offset + first - run.local)
+                    piece.copy_(torch.from_numpy(noised))
+            start += len(gradient)
 
     def _add_proximal_pull(self) -> None:
         """FedProx (Li et al. 2020): mu * (w - w_start), a function of noised values only, so it comes

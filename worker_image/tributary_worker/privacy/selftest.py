@@ -8,6 +8,7 @@ published.
 from __future__ import annotations
 
 import math
+from hashlib import sha256
 
 import torch
 import torch.distributed as dist
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from tributary_api.records import SelfTestFigures
 from tributary_worker.objectives import Batch
-from tributary_worker.privacy.clipping import per_example_norms
 from tributary_worker.privacy.engine import LAYOUT_STEP, PrivateEngine
 from tributary_worker.privacy.errors import PrivacyError
 
@@ -49,21 +49,22 @@ def run_self_test(engine: PrivateEngine, batch: Batch) -> SelfTestFigures:
     planted = _planted_ratio(engine, batch)
     noise = _noise_ratio(engine)
     torch.set_rng_state(randomness)
-    if not torch.equal(weights, _weights(engine)):
+    if weights != _weights(engine):
         raise PrivacyError("the self-test moved the weights: the optimizer cannot be trusted")
     return SelfTestFigures(
-        planted_record_ratio=planted, noise_std_ratio=noise, trainable_parameters=engine.adapters.numel
+        planted_record_ratio=planted, noise_std_ratio=noise, trainable_parameters=engine.trained.numel
     )
 
 
 def _check_independence(engine: PrivateEngine, batch: Batch) -> None:
-    """The first record's gradient is the same among other neighbours: clipping bounds a record only if what
-    it changes is its own gradient alone. Layers that mix a batch (batch norm, expert capacity) fail here."""
+    """The first record's share is the same among other neighbours: clipping bounds a record only if what it
+    changes is its own gradient alone. Layers that mix a batch (batch norm, expert capacity) fail here."""
     others = {name: torch.cat([rows[:1], rows[1:].flip(-1)]) for name, rows in batch.items()}
-    among = engine.adapters.gradients(lambda: engine.losses(batch), engine.micro_batch_size)
-    amid = engine.adapters.gradients(lambda: engine.losses(others), engine.micro_batch_size)
-    moved = per_example_norms([a[:1] - b[:1] for a, b in zip(among, amid, strict=True)])
-    if not float(moved) <= INDEPENDENCE_TOLERANCE * float(per_example_norms([g[:1] for g in among])):
+    # Too small to be clipped, which would hide a change of its size.
+    loss_scale = engine.mechanism.max_grad_norm / (10 * _first_norm(engine, batch))
+    among = engine.clipped_sum(batch, _only_first(engine), loss_scale)
+    limit = INDEPENDENCE_TOLERANCE * _norm(among)
+    if not _norm(among.sub_(engine.clipped_sum(others, _only_first(engine), loss_scale))) <= limit:
         raise PrivacyError(
             "a record's gradient depends on its neighbours in the batch: the model mixes records"
         )
@@ -71,14 +72,13 @@ def _check_independence(engine: PrivateEngine, batch: Batch) -> None:
 
 def _planted_ratio(engine: PrivateEngine, batch: Batch) -> float:
     """How far one record with a gradient of norm 1e6 moves what the optimizer gets, over C/(qN)."""
-    only_first = torch.zeros(engine.micro_batch_size, device=engine.device)
-    only_first[0] = 1.0
     loss_scale = PLANTED_NORM / _first_norm(engine, batch)
-    planted = engine.clipped_sum(batch, only_first, loss_scale)
+    planted = engine.clipped_sum(batch, _only_first(engine), loss_scale)
     # The last rank plants it: every rank's share must reach the owners.
-    mine = planted if engine.rank == engine.world_size - 1 else torch.zeros_like(planted)
-    moved = engine.record(mine, PLANTED_STEP) - engine.record(torch.zeros_like(mine), PLANTED_STEP)
-    norm = math.sqrt(_mean_square(engine, moved) * engine.adapters.numel)
+    mine = planted if engine.rank == engine.world_size - 1 else planted.zero_()
+    moved = engine.record(mine, PLANTED_STEP)
+    moved -= engine.record(mine.zero_(), PLANTED_STEP)
+    norm = math.sqrt(_mean_square(engine, moved) * engine.trained.numel)
     ratio = norm * engine.mechanism.expected_batch_size / engine.mechanism.max_grad_norm
     if not abs(ratio - 1.0) <= PLANTED_TOLERANCE:
         raise PrivacyError(
@@ -88,8 +88,7 @@ def _planted_ratio(engine: PrivateEngine, batch: Batch) -> float:
 
 
 def _first_norm(engine: PrivateEngine, batch: Batch) -> float:
-    gradients = engine.adapters.gradients(lambda: engine.losses(batch), engine.micro_batch_size)
-    norm = float(per_example_norms([g[:1] for g in gradients]))
+    norm = float(engine.norms(batch)[0])
     if not (math.isfinite(norm) and norm > 0):
         raise PrivacyError(
             f"the base model has a gradient of norm {norm} on random tokens: it cannot be trained"
@@ -97,17 +96,24 @@ def _first_norm(engine: PrivateEngine, batch: Batch) -> float:
     return norm
 
 
+def _only_first(engine: PrivateEngine) -> Tensor:
+    weights = torch.zeros(engine.micro_batch_size, device=engine.device)
+    weights[0] = 1.0
+    return weights
+
+
 def _noise_ratio(engine: PrivateEngine) -> float:
     """Standard deviation of what the optimizer gets when no record takes part, over sigma C/(qN)."""
-    draws = max(2, math.ceil(NOISE_SAMPLES_MIN / engine.adapters.numel))
-    nothing = torch.zeros(engine.adapters.numel, device=engine.device)
+    numel = engine.trained.numel
+    draws = max(2, math.ceil(NOISE_SAMPLES_MIN / numel))
+    nothing = torch.zeros(numel, device=engine.device)
     previous, squares, products = torch.zeros(0), 0.0, 0.0
     for draw in range(draws):
-        noise = engine.record(nothing, NOISE_STEP + draw) / engine.noise_std
+        noise = engine.record(nothing, NOISE_STEP + draw).div_(engine.noise_std)
         squares += _mean_square(engine, noise) / draws
-        products += _mean(engine, noise * previous) / draws if draw else 0.0
+        products += _mean(engine, previous.mul_(noise)) / draws if draw else 0.0
         previous = noise
-    samples = draws * engine.adapters.numel
+    samples = draws * numel
     if not abs(math.sqrt(squares) - 1.0) <= DEVIATIONS / math.sqrt(2 * samples):
         raise PrivacyError(f"the noise has {math.sqrt(squares):.4g} times the standard deviation that is due")
     if not abs(products) <= DEVIATIONS / math.sqrt(samples):
@@ -115,18 +121,30 @@ def _noise_ratio(engine: PrivateEngine) -> float:
     return round(math.sqrt(squares), 6)
 
 
+def _norm(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64))
+
+
 def _mean_square(engine: PrivateEngine, values: Tensor) -> float:
-    return _mean(engine, values.double().square())
+    return _mean_of_sums(engine, _norm(values) ** 2)
 
 
 def _mean(engine: PrivateEngine, owned: Tensor) -> float:
+    return _mean_of_sums(engine, float(owned.sum(dtype=torch.float64)))
+
+
+def _mean_of_sums(engine: PrivateEngine, owned_sum: float) -> float:
     """Mean over all trained elements of values that lie with their owners; padding must be 0, and counts
     nothing."""
-    sums = torch.tensor([float(owned.double().sum()), float(engine.owned)], dtype=torch.float64)
-    sums = sums.to(engine.device)
+    sums = torch.tensor([owned_sum, float(engine.owned)], dtype=torch.float64).to(engine.device)
     dist.all_reduce(sums)
     return float(sums[0] / sums[1])
 
 
-def _weights(engine: PrivateEngine) -> Tensor:
-    return torch.cat([p.detach().flatten().cpu() for p in engine.adapters.parameters])
+def _weights(engine: PrivateEngine) -> str:
+    """Digest of the trained weights: a second copy of them would not fit beside a large model."""
+    digest = sha256()
+    with engine.gathered() as weights:
+        for tensor in weights:
+            digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
