@@ -93,8 +93,8 @@ $(UV):
 
 BENCH = PYTHONPATH=benchmarks:tests .venv-bench/bin/python -m
 
-bench-aggregate: .venv-bench/stamp .venv-flower/stamp ## Aggregation against Flower and the bare store (CASES=small, or 124m,355m,5gb,strategies)
-	$(BENCH) tributary_bench.aggregation --cases $(or $(CASES),all)
+bench-aggregate: .venv-bench/stamp .venv-flower/stamp ## Aggregation against Flower and the bare store (CASES=small or 124m,355m,5gb-4,...)
+	$(BENCH) tributary_bench.aggregation --cases $(or $(CASES),all) $(if $(REPEATS),--repeats $(REPEATS))
 
 bench-dp: .venv-bench/stamp ## A private step against plain DeepSpeed and Opacus (METHODS="lora full")
 	$(BENCH) tributary_bench.training $(if $(METHODS),--methods $(METHODS))

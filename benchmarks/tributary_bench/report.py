@@ -12,6 +12,8 @@ from rich.table import Table
 
 OUT = Path("out/bench")
 
+Row = dict[str, Any]
+
 console = Console(highlight=False)
 # Progress goes aside, so that the tables can be redirected.
 progress = Console(stderr=True, highlight=False)
@@ -23,6 +25,19 @@ def write_json(name: str, content: Any) -> Path:
     path = OUT / f"{name}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
+
+
+def read_json(name: str) -> dict[str, Any]:
+    """What `write_json` wrote before; empty if nothing."""
+    path = OUT / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def merged(earlier: Sequence[Row], now: Sequence[Row], key: Sequence[str]) -> list[Row]:
+    """Both, in the order of the key; of two rows with one key the new one."""
+    rows = {tuple(row[name] for name in key): row for row in (*earlier, *now)}
+    return [rows[place] for place in sorted(rows)]
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tributary_bench import children
 from tributary_bench.aggregation.cases import ALL, CASES, LARGE, MEDIUM, SMALL, chosen
+from tributary_bench.report import merged
 from tributary_bench.training.__main__ import Figures, ratios
 from tributary_bench.training.setting import ArmName, padding_ratio
 
@@ -22,8 +23,16 @@ def test_all_stands_for_every_case_of_the_table_and_an_unknown_one_is_named():
     cases = chosen("all")
     assert cases == [case for name in ALL for case in CASES[name]]
     assert chosen("5gb, 124m") == [*CASES["5gb"], *CASES["124m"]]
-    with pytest.raises(ValueError, match="6gb"):
-        chosen("6gb")
+    assert [case.clients for case in chosen("5gb-12")] == [12]
+    for unknown in ("6gb", "5gb-5", ""):
+        with pytest.raises(ValueError, match=unknown or "choose"):
+            chosen(unknown)
+
+
+def test_new_rows_replace_those_of_the_same_case():
+    old = [{"clients": 4, "seconds": 1.0}, {"clients": 8, "seconds": 2.0}]
+    new = [{"clients": 16, "seconds": 9.0}, {"clients": 4, "seconds": 3.0}]
+    assert merged(old, new, ("clients",)) == [new[1], old[1], new[0]]
 
 
 def test_ratios_are_against_the_better_of_opacus_in_each_respect():

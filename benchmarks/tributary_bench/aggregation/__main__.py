@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -29,12 +29,12 @@ from tributary_bench.aggregation.raw import OBJECT_BYTES_MAX
 from tributary_bench.aggregation.rounds import prepared
 from tributary_bench.children import OUT_OF_MEMORY_CODE, Measured
 from tributary_bench.machine import GIB, machine
-from tributary_bench.report import print_table, progress, ratio, write_json
+from tributary_bench.report import merged, print_table, progress, ratio, read_json, write_json
 from tributary_dev.s3 import S3Server
 
 DISK_SPARED_BYTES = 15 * GIB
 BYTES_PER_PARAMETER = 4
-FLOWER = ".venv-flower"
+NAME = "aggregate"
 
 Arm = Callable[[Bench], Measured]
 
@@ -59,20 +59,30 @@ class Result:
 
 def main(argv: Sequence[str]) -> None:
     options = _options(argv)
-    results = list(measured(chosen(options.cases)))
-    plain = [result for result in results if result.case.is_plain]
-    others = [result for result in results if not result.case.is_plain]
-    print_plain(plain)
-    print_others(others)
-    path = write_json(
-        "aggregate",
-        {
-            "cases": [plain_record(result) for result in plain],
-            "strategies": [other_record(result) for result in others],
-            "machine": machine("boto3", "numpy"),
-        },
-    )
-    progress.print(f"written to {path}")
+    cases = chosen(options.cases)
+    if options.repeats:
+        cases = [replace(case, repeats=options.repeats) for case in cases]
+    results = []
+    for result in measured(cases):
+        results.append(result)
+        # After each: a run of all cases takes long, and may be stopped.
+        write_json(NAME, report(results))
+    print_plain([result for result in results if result.case.is_plain])
+    print_others([result for result in results if not result.case.is_plain])
+
+
+def report(results: Sequence[Result]) -> dict[str, Any]:
+    """These results and, of the cases that were not measured now, those of the run before."""
+    plain = [plain_record(result) for result in results if result.case.is_plain]
+    others = [other_record(result) for result in results if not result.case.is_plain]
+    earlier = read_json(NAME)
+    return {
+        "cases": merged(earlier.get("cases", []), plain, ("parameters", "clients")),
+        "strategies": merged(
+            earlier.get("strategies", []), others, ("parameters", "clients", "strategy", "encoding")
+        ),
+        "machine": machine("boto3", "numpy"),
+    }
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
@@ -80,6 +90,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--cases", default="all", help=f"all ({', '.join(ALL)}) or some of {', '.join(CASES)}"
     )
+    parser.add_argument("--repeats", type=int, help="turns of the arms, instead of 1 to 3 by size")
     return parser.parse_args(argv)
 
 

@@ -94,12 +94,21 @@ ALL = ("124m", "strategies", "355m", "5gb")
 
 
 def chosen(names: str) -> list[Case]:
-    """The cases of a list such as `124m,355m`; `all` for every one. Raises ValueError with what there is."""
-    wanted = ALL if names == "all" else tuple(names.replace(",", " ").split())
-    unknown = sorted(set(wanted) - CASES.keys())
+    """The cases of a list such as `124m,5gb-4` (the one with 4 clients); `all` for every one.
+
+    Raises ValueError with what there is.
+    """
+    wanted = list(ALL) if names == "all" else names.replace(",", " ").split()
+    found = {name: _named(name) for name in wanted}
+    unknown = sorted(name for name, cases in found.items() if not cases)
     if unknown or not wanted:
-        raise ValueError(f"CASES={names}: choose all or some of {', '.join(CASES)}")
-    return [case for name in wanted for case in CASES[name]]
+        raise ValueError(f"no cases {', '.join(unknown)}: choose all or some of {', '.join(CASES)}")
+    return [case for name in wanted for case in found[name]]
+
+
+def _named(name: str) -> list[Case]:
+    group, _, clients = name.partition("-")
+    return [case for case in CASES.get(group, ()) if clients in ("", str(case.clients))]
 
 
 def _with_bias(name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:

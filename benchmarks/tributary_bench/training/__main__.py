@@ -17,7 +17,7 @@ from typing import Any
 
 from tributary_bench.children import SHOWN_CHARACTERS
 from tributary_bench.machine import machine
-from tributary_bench.report import print_table, progress, write_json
+from tributary_bench.report import print_table, progress, read_json, write_json
 from tributary_bench.training.setting import ARMS, ArmName, MethodName, Setting, padding_ratio
 
 CHILD = "tributary_bench.training.child"
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
         report[method] = ratios(figures) | {"arms": {name: asdict(f) for name, f in figures.items()}}
         report[method] |= {"setting": asdict(setting), "threads": options.threads}
         print_method(setting, figures, report[method])
-    path = write_json("dp", report | {"machine": machine(*VERSIONED)})
+    path = write_json("dp", read_json("dp") | report | {"machine": machine(*VERSIONED)})
     progress.print(f"written to {path}")
 
 
