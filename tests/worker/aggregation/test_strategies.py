@@ -215,6 +215,16 @@ def test_the_geometric_median_may_be_a_delta_itself() -> None:
     np.testing.assert_allclose(change("GeometricMedian", corners, np.ones(5)), [0, 0], atol=1e-9)
 
 
+def test_however_long_a_delta_is_it_pulls_the_geometric_median_with_the_force_of_one() -> None:
+    """Six corners at distance r of their mean, and one delta far away at a right angle to all of them: at the
+    median, t off the mean towards it, 6 t / √(r² + t²) = 1."""
+    deltas = np.eye(7, dtype=np.float32)
+    deltas[6] *= 1e18
+    result = change("GeometricMedian", deltas, np.ones(7))
+    np.testing.assert_allclose(result[:6], 1 / 6, rtol=1e-6)
+    assert result[6] == pytest.approx(np.sqrt((1 - 1 / 6) / 35), rel=1e-5)
+
+
 @pytest.mark.parametrize("rows", range(1, 18))
 def test_the_network_sorts_every_sequence_of_zeros_and_ones(rows: int) -> None:
     """Then it sorts every sequence (Knuth, volume 3, section 5.3.4, theorem Z)."""
