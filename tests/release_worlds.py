@@ -149,7 +149,7 @@ class World:
             )
         if s.candidate_model is None:
             return s
-        key = identity.gate_key(self.release, s.candidate_model, ref, s.stable_model, SETTINGS)
+        key = identity.gate_key(self.release, s.candidate_model, ref, s.rivals, SETTINGS)
         return s.with_seen(verdict=self.verdicts.get(key), gating=self._attempts(names.GATE, key))
 
     def _observed(self, name: str, found: Deployment) -> ObservedRevision:

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     STORE_DENIED = "StoreDenied"
     RENDEZVOUS_TIMED_OUT = "RendezvousTimedOut"
     INTERNAL = "InternalError"
+    DATA_TOO_SMALL = "DataTooSmall"
 
 
 RETRYABLE = frozenset(

@@ -241,6 +241,10 @@ class BundleManifest(ApiModel):
     description: str = ""
 
 
+ModelRole = Literal["baseline", "new", "candidate", "parent", "stable", "best"]
+"""baseline and new are a round's; best is the best model that a release ever served."""
+
+
 class DocumentScore(ApiModel):
     """Score of one public document under one model."""
 
@@ -256,7 +260,7 @@ class DocumentScore(ApiModel):
 class ModelScore(ApiModel):
     """A model on a public data set."""
 
-    role: Literal["baseline", "new", "candidate", "parent", "stable"]
+    role: ModelRole
     model: ModelRef
     loss: float
     """Mean over all tokens, in nats."""
@@ -286,16 +290,43 @@ class CompressionManifest(ApiModel):
 
 
 class Comparison(ApiModel):
-    """The candidate against one other model on the same documents."""
+    """The candidate against one other model on the same documents, when the test was sure or had seen all."""
 
-    against: Literal["parent", "stable"]
+    against: Literal["parent", "stable", "best"]
     model: ModelRef
+    metric: Literal["loss", "accuracy"]
     margin: float
     mean_difference: float
-    """Mean over documents of candidate loss less the other's, in nats."""
+    """Mean over documents, more is worse: candidate's loss less the other's in nats, or share of wrong answers."""
+    lower_bound: float
     upper_bound: float
-    """One-sided confidence bound of that mean; below the margin means no worse."""
+    """One-sided confidence bounds of that mean at the level of this look; upper below the margin is no worse."""
     documents: int
+    finding: Literal["PASS", "FAIL", "INCONCLUSIVE"]
+
+
+class FidelityReport(ApiModel):
+    """How near the candidate is to what it was compressed from, on the first documents."""
+
+    documents: int
+    tokens: int
+    kl: float
+    """Mean over tokens of KL(parent, candidate), in nats."""
+    flips: float
+    """Part of the tokens for which they rank different ones first."""
+    worst_document: str
+    worst_kl: float
+    """Mean of that document."""
+    previous_kl: float | None = None
+    """The same from the parent of the stable model: a candidate that is nearer to it has stale weights."""
+
+
+class PromptAnswer(ApiModel):
+    """What the candidate said to a golden prompt."""
+
+    prompt: str
+    answer: str
+    is_degenerate: bool
 
 
 class GateVerdict(ApiModel):
@@ -306,8 +337,12 @@ class GateVerdict(ApiModel):
     message: str = ""
     scores: list[ModelScore]
     comparisons: list[Comparison]
+    documents_planned: int = 0
+    """That the test would look at before it gives up; it stops as soon as it is sure."""
+    fidelity: FidelityReport | None = None
+    answers: list[PromptAnswer] = []
     per_document: dict[str, list[DocumentScore]] = {}
-    """Scores by role, in the data set's order, so that anyone can repeat the test."""
+    """Scores by role, in the order of the test, so that anyone can repeat it."""
 
 
 class LedgerKind(StrEnum):

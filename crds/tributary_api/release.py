@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from tributary_api.base import ApiModel, Decimal, Name, validations
+from tributary_api.base import ApiModel, Decimal, Digest, Name, validations
 from tributary_api.meta import Conditions, ObjectMeta, waiting
 from tributary_api.shared import DatasetRef, Metric, ModelRef, ModelSource, Placement, Resources, TaskKind
 
@@ -38,13 +38,43 @@ class GateMetric(ApiModel):
             (
                 "double(self.margin) > 0.0",
                 'margin must be above 0: it is the loss of quality you would accept, for example "0.02"',
-            )
+            ),
+            (
+                "self.name != 'accuracy' || double(self.margin) < 1.0",
+                'margin of accuracy is a share of the documents and must be below 1, for example "0.02"',
+            ),
         )
     )
-    name: Literal["loss"] = "loss"
-    """loss: next-token loss of each document, in nats per token."""
+    name: Literal["loss", "accuracy"] = "loss"
+    """loss: of each document, in nats per token. accuracy: share of the documents that get their own label."""
     margin: Decimal
-    """The largest worsening that still counts as no worse."""
+    """The largest worsening that still counts as no worse, in the unit of the metric."""
+
+
+class GoldenPrompt(ApiModel):
+    """A prompt whose answer is looked at before anybody sees one."""
+
+    prompt: Annotated[str, Field(min_length=1, max_length=4096)]
+    """Text that the candidate continues, always with the likeliest token."""
+    contains: Annotated[str, Field(max_length=1024)] = ""
+    """Text that the answer must contain; empty accepts every answer that is not degenerate."""
+
+
+class Fidelity(ApiModel):
+    """How far a compressed model may be from its parent. Absent limits are reported and not enforced."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            (
+                "!has(self.maxFlips) || double(self.maxFlips) <= 1.0",
+                'maxFlips is a share of the tokens and must be at most 1, for example "0.2"',
+            ),
+        )
+    )
+    max_kl: Decimal | None = None
+    """Largest mean divergence KL(parent, candidate), in nats per token."""
+    max_flips: Decimal | None = None
+    """Largest share of the tokens for which parent and candidate rank different tokens first."""
 
 
 class Gate(ApiModel):
@@ -59,11 +89,16 @@ class Gate(ApiModel):
         )
     )
     dataset: DatasetRef
-    """Public documents on which candidate, parent and stable model are compared, document by document."""
+    """Public documents on which the candidate is compared with its parent, the live and the best model."""
     metrics: Annotated[list[GateMetric], Field(min_length=1, max_length=4)]
     """What must be no worse, and by how much."""
     confidence: Decimal = "0.95"
-    """Confidence of the one-sided, paired test of non-inferiority."""
+    """Confidence of the one-sided, paired test of non-inferiority, over all of its looks."""
+    golden_prompts: Annotated[list[GoldenPrompt], Field(max_length=32)] = []
+    """Prompts to answer; without any, beginnings of the data set's documents. Language models only."""
+    fidelity: Fidelity = Fidelity()
+    max_weight_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Largest size of the candidate's weight files, in bytes."""
 
 
 class Drain(ApiModel):
@@ -126,6 +161,22 @@ class ReleaseStrategy(ApiModel):
 
 
 class ModelReleaseSpec(ApiModel):
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            (
+                "self.task != 'SequenceClassification' || self.gate.metrics.exists(m, m.name == 'accuracy')",
+                "a classifier is gated on accuracy: add {name: accuracy} to gate.metrics",
+            ),
+            (
+                "self.task == 'SequenceClassification' || self.gate.metrics.all(m, m.name == 'loss')",
+                "a language model is gated on loss: set the name in gate.metrics to loss",
+            ),
+            (
+                "self.task != 'SequenceClassification' || !has(self.gate.goldenPrompts) || self.gate.goldenPrompts.size() == 0",
+                "a classifier answers no prompts: remove gate.goldenPrompts",
+            ),
+        )
+    )
     model: ModelSource
     """The model to put into service."""
     task: TaskKind = TaskKind.CAUSAL_LM
@@ -151,6 +202,8 @@ class Revision(ApiModel):
     """Size of the parent's weight files."""
     metrics: Annotated[list[Metric], Field(max_length=32)] = []
     """Measured by the gate."""
+    bar: Digest | None = None
+    """Digest of the best model until then, which the gate compared this one with."""
     promoted_at: datetime | None = None
     """When it began to serve."""
 
@@ -194,6 +247,8 @@ class ModelReleaseStatus(ApiModel):
     """The revision that serves."""
     candidate: Revision | None = None
     """The revision on its way to service."""
+    best: Revision | None = None
+    """Of all revisions that served, the one with the least loss: every candidate is compared with it as well."""
     transition: Transition | None = None
     """The last switch."""
     spec_hash: Annotated[str, Field(max_length=64)] = ""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from tributary_api.base import ApiModel, Digest, PublicKey
 from tributary_api.client import ClientData
 from tributary_api.meta import NamespacedName
-from tributary_api.records import Grant, Signature
-from tributary_api.release import CompressionStep, GateMetric
+from tributary_api.records import Grant, ModelRole, Signature
+from tributary_api.release import CompressionStep, Gate
 from tributary_api.round import Aggregation, DeltaEncoding, Method, Training
 from tributary_api.shared import DatasetRef, ModelRef, StoreEndpoint, TaskKind
 
@@ -66,6 +66,8 @@ class AggregateTask(ApiModel):
     run_key: str
     round: NamespacedName
     base_model: ModelRef
+    task: TaskKind = TaskKind.CAUSAL_LM
+    """Beside adapters a classifier's head is trained in full."""
     method: Method
     aggregation: Aggregation
     deltas: list[DeltaInput]
@@ -73,12 +75,13 @@ class AggregateTask(ApiModel):
     """With fewer usable deltas than this the stage fails."""
     store: StoreEndpoint
     models_uri: str
-    """Folder under which the new bundle is written as <sha256>/."""
+    """Folder under which the new bundle is written, named by a key of what it is made of."""
     manifest_uri: str
+    """The pods' records lie beside it."""
 
 
 class ScoredModel(ApiModel):
-    role: Literal["baseline", "new", "candidate", "parent", "stable"]
+    role: ModelRole
     model: ModelRef
 
 
@@ -106,15 +109,18 @@ class CompressTask(ApiModel):
 
 
 class GateTask(ApiModel):
-    """Compare a candidate with its parent and the stable model and write a GateVerdict."""
+    """Examine a candidate, compare it with what it must not be worse than, and write a GateVerdict."""
 
     task: TaskKind
     candidate: ModelRef
     parent: ModelRef
     stable: ModelRef | None = None
-    dataset: DatasetRef
-    metrics: list[GateMetric]
-    confidence: str
+    """In service; absent for the first release."""
+    stable_parent: ModelRef | None = None
+    """What the stable model was compressed from."""
+    best: ModelRef | None = None
+    """The best that ever served, if it is another one."""
+    gate: Gate
     max_sequence_length: int = 128
     store: StoreEndpoint
     verdict_uri: str

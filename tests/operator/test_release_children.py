@@ -12,6 +12,7 @@ from tributary_api.release import Revision
 from tributary_api.tasks import SERVE_PORT, TASK_ENV, ServeTask
 from tributary_operator import names
 from tributary_operator.releases import children, identity
+from tributary_operator.releases.identity import Rivals
 
 PARENT = a_model("m1")
 REVISION = Revision(revision="0123456789", model=a_model("int8"), parent=PARENT, bytes=100, parent_bytes=400)
@@ -69,7 +70,7 @@ def jobs() -> list[Any]:
     release = a_release()
     key = identity.compression_key(release, PARENT, SETTINGS)
     compress = children.compress_job(release, PARENT, key, attempt=0, settings=SETTINGS)
-    gate = children.gate_job(release, REVISION, None, key, attempt=0, settings=SETTINGS)
+    gate = children.gate_job(release, REVISION, Rivals(), key, attempt=0, settings=SETTINGS)
     return [compress, gate]
 
 
@@ -110,15 +111,15 @@ def test_names_fit_and_tell_apart(length: int) -> None:
 
 
 def test_a_gate_is_about_one_pair_on_one_data_set() -> None:
-    release, candidate, stable = a_release(), a_model("candidate"), a_model("stable")
-    keys = {
-        identity.gate_key(release, candidate, PARENT, None, SETTINGS),
-        identity.gate_key(release, candidate, PARENT, stable, SETTINGS),
-        identity.gate_key(release, stable, PARENT, candidate, SETTINGS),
-        identity.gate_key(release, candidate, stable, PARENT, SETTINGS),
-        identity.gate_key(strict(release), candidate, PARENT, stable, SETTINGS),
-    }
-    assert len(keys) == 5
+    release, candidate, other = a_release(), a_model("candidate"), a_model("other")
+    rivals = [Rivals(), Rivals(stable=other), Rivals(stable_parent=other), Rivals(best=other)]
+    keys = [identity.gate_key(release, candidate, PARENT, found, SETTINGS) for found in rivals]
+    keys += [
+        identity.gate_key(release, other, PARENT, Rivals(stable=candidate), SETTINGS),
+        identity.gate_key(release, candidate, other, Rivals(stable=PARENT), SETTINGS),
+        identity.gate_key(strict(release), candidate, PARENT, Rivals(stable=other), SETTINGS),
+    ]
+    assert len(set(keys)) == 7
 
 
 def strict(release: Any) -> Any:

@@ -18,7 +18,7 @@ from s3_servers import s3_server
 from tributary_api.base import sha256_of
 from tributary_api.failures import EXIT_CODES, Reason, TerminationMessage
 from tributary_api.records import CompressionManifest, EvaluationReport, GateVerdict
-from tributary_api.release import CompressionStep, GateMetric, QuantizationScheme, Quantize
+from tributary_api.release import CompressionStep, Gate, GateMetric, QuantizationScheme, Quantize
 from tributary_api.shared import DatasetRef, StoreEndpoint, TaskKind
 from tributary_api.tasks import TASK_ENV, CompressTask, EvaluateTask, GateTask, ScoredModel, ServeTask
 from tributary_store import bundle
@@ -125,9 +125,7 @@ def test_from_a_model_to_a_release_in_service(start, store, endpoint, parent):
         task=LM,
         candidate=manifest.model,
         parent=parent,
-        dataset=dataset(),
-        metrics=[GateMetric(margin="0.02")],
-        confidence="0.95",
+        gate=Gate(dataset=dataset(), metrics=[GateMetric(margin="0.02")]),
         store=endpoint,
         verdict_uri=verdict_uri,
     )

@@ -1,55 +1,42 @@
-"""The `gate` stage: may a candidate go into service? It must load, answer, be finite, and be no worse.
+"""The `gate` stage: may a candidate go into service? It must be in order, like its parent, and no worse.
 
-Candidate, parent and stable model are scored on the same public documents; the verdict is written once, with
-the score of every document, so that anybody can repeat the test. A candidate that fails is a verdict, not a
+Three questions, the cheapest first. Integrity: it loads here, answers, is finite, small enough, and speaks
+its parent's tokens. Fidelity: it is near to what it was made from. Non-inferiority: on public documents it
+is no worse than its uncompressed parent, the model in service and the best one that ever served, so that
+small losses cannot add up.
+
+The documents are looked at in parts, and the test stops as soon as it is sure. The verdict is written once,
+with the score of every document, so that anybody can repeat it. A candidate that fails is a verdict, not a
 failure of the stage: the stage fails only when nothing can be said.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from tributary_api.failures import Reason
-from tributary_api.records import Comparison, DocumentScore, GateVerdict, ModelScore
-from tributary_api.release import GateMetric
+from tributary_api.records import DocumentScore, FidelityReport, GateVerdict, PromptAnswer
+from tributary_api.release import GoldenPrompt
 from tributary_api.shared import ModelRef, TaskKind
 from tributary_api.tasks import GateTask, ScoredModel
 from tributary_store.objects import Objects
-from tributary_worker.compression.loading import LoadedModel, fetch_model
 from tributary_worker.documents import Document, read_documents
 from tributary_worker.failures import StageFailure
-from tributary_worker.noninferiority import DOCUMENTS_MIN, Finding, mean_difference
-from tributary_worker.scoring import NonFiniteScoreError, model_score, score_documents
+from tributary_worker.gating import integrity
+from tributary_worker.gating.documents import in_test_order, planned_looks, with_tokens
+from tributary_worker.gating.fidelity import Sample, check_fidelity, fidelity_report, sample
+from tributary_worker.gating.integrity import BROKEN, RejectedError
+from tributary_worker.gating.judging import Other, Scored, judge
+from tributary_worker.gating.models import Models
+from tributary_worker.scoring import NonFiniteScoreError, score_documents
 from tributary_worker.serving.generation import GenerationError
 from tributary_worker.serving.service import warm_up
 from tributary_worker.store_access import open_store, record_once, store_failures
 from tributary_worker.task_input import progress_reporter, read_task, stage_log
-
-Other = Literal["parent", "stable"]
-
-REASONS: dict[Finding, str] = {"PASS": "NoWorse", "FAIL": "Worse", "INCONCLUSIVE": "TooFewDocuments"}
-BROKEN = "CandidateBroken"
-INCOMPARABLE = "NotComparable"
-SEVERITY: tuple[Finding, ...] = ("FAIL", "INCONCLUSIVE", "PASS")
-"""Of several comparisons the worst one decides."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A model and its scores, document by document."""
-
-    model: ScoredModel
-    documents: list[DocumentScore]
-
-    @property
-    def total(self) -> ModelScore:
-        return model_score(self.model, self.documents)
-
-
-class CandidateBrokenError(Exception):
-    """The candidate cannot be put into service, whatever its quality."""
 
 
 def main(_argv: Sequence[str]) -> int:
@@ -67,126 +54,147 @@ def gate(store: Objects, task: GateTask, log: Any) -> GateVerdict:
 
 def _verdict(store: Objects, task: GateTask, log: Any) -> GateVerdict:
     with store_failures(missing=Reason.DATA_EMPTY):
-        documents = read_documents(store, task.dataset, task.task)
-    examiner = _Examiner(store, task, documents, log)
-    try:
-        candidate = examiner.candidate()
-    except CandidateBrokenError as error:
-        return GateVerdict(verdict="FAIL", reason=BROKEN, message=str(error), scores=[], comparisons=[])
-    return judge(task, candidate, examiner.others(candidate))
+        documents = read_documents(store, task.gate.dataset, task.task)
+    ordered = in_test_order(documents, task.gate.dataset.digest)
+    with tempfile.TemporaryDirectory() as workspace:
+        examiner = _Examiner(task, Models(store, task.task, Path(workspace)), ordered, log)
+        try:
+            examiner.examine()
+            return examiner.compare()
+        except RejectedError as error:
+            return examiner.rejection(error)
 
 
-def judge(task: GateTask, candidate: Scored, others: Sequence[Scored]) -> GateVerdict:
-    """The verdict by the scores of all models. Pure: whoever has a verdict's scores can repeat it."""
-    unlike = [other.model.role for other in others if not _is_comparable(candidate, other)]
-    findings = [] if unlike else [_compared(task, candidate, o, m) for o in others for m in task.metrics]
-    worst = min(findings, key=lambda found: SEVERITY.index(found[0]), default=None)
-    if worst is None:
-        words = f"candidate and {', '.join(unlike)} model cut the documents into different tokens"
-        verdict, reason = "INCONCLUSIVE", INCOMPARABLE
-    else:
-        verdict, reason, words = worst[0], REASONS[worst[0]], _words(worst[1])
-    return GateVerdict(
-        verdict=verdict,
-        reason=reason,
-        message=words,
-        scores=[scored.total for scored in (candidate, *others)],
-        comparisons=[comparison for _, comparison in findings],
-        per_document={scored.model.role: scored.documents for scored in (candidate, *others)},
-    )
+@dataclass(slots=True)
+class _Examiner:
+    """Asks the three questions, with one model in memory at a time."""
+
+    task: GateTask
+    models: Models
+    documents: list[Document]
+    """In the order of the test; once the candidate is loaded, those it can predict something of."""
+    log: Any
+    scores: dict[str, list[DocumentScore]] = field(default_factory=dict[str, list[DocumentScore]])
+    """By the digest of the model: one with another's bytes is not computed again."""
+    fidelity: FidelityReport | None = None
+    answers: list[PromptAnswer] = field(default_factory=list[PromptAnswer])
+
+    @property
+    def is_lm(self) -> bool:
+        return self.task.task is TaskKind.CAUSAL_LM
+
+    def examine(self) -> None:
+        """Integrity and fidelity. Raises RejectedError; a bundle missing or damaged is a StageFailure."""
+        candidate, parent = self.task.candidate, self.task.parent
+        loaded = self._candidate()
+        self.documents = with_tokens(self.documents, loaded, 2 if self.is_lm else 1)
+        planned_looks(self.task.gate, len(self.documents))
+        integrity.check_size(self.models.weight_bytes(candidate), self.task.gate.max_weight_bytes)
+        asked = integrity.prompts(self.task.gate.golden_prompts, self.documents) if self.is_lm else []
+        ours = self._examined(candidate, asked)
+        self.answers = ours.answers
+        theirs = ours if parent.digest == candidate.digest else self._examined(parent, asked)
+        integrity.check_tokens(ours.tokens, theirs.tokens)
+        integrity.check_answers(asked, ours.answers, theirs.answers)
+        self.fidelity = fidelity_report(ours.sample, theirs.sample, self._previous(ours.tokens))
+        check_fidelity(self.fidelity, self.task.gate.fidelity)
+
+    def compare(self) -> GateVerdict:
+        """Non-inferiority, look by look. Raises RejectedError for a candidate that is worse than guessing."""
+        planned = len(self.documents)
+        for look in planned_looks(self.task.gate, planned):
+            candidate = self._scored("candidate", self.task.candidate, look.documents)
+            integrity.check_sense(candidate.total, self._choices())
+            others = [self._scored(role, ref, look.documents) for role, ref in self._others()]
+            verdict = judge(self.task.gate, planned, candidate, others)
+            self.log.info("looked", documents=look.documents, planned=planned, finding=verdict.verdict)
+            if verdict.verdict != "INCONCLUSIVE" or not verdict.comparisons:
+                break
+        return verdict.model_copy(update={"fidelity": self.fidelity, "answers": self.answers})
+
+    def rejection(self, error: RejectedError) -> GateVerdict:
+        return GateVerdict(
+            verdict="FAIL",
+            reason=error.reason,
+            message=str(error),
+            scores=[],
+            comparisons=[],
+            fidelity=self.fidelity,
+            answers=self.answers,
+        )
+
+    def _candidate(self) -> Any:
+        """The candidate in memory, once it has answered something."""
+        try:
+            loaded = self.models.load(self.task.candidate)
+            if self.is_lm:
+                warm_up(loaded)
+            return loaded
+        except GenerationError as error:
+            raise RejectedError(BROKEN, str(error)) from error
+        except StageFailure as failure:
+            if failure.reason is Reason.MODEL_UNSUPPORTED:
+                raise RejectedError(BROKEN, failure.message) from failure
+            raise
+
+    def _examined(self, ref: ModelRef, asked: Sequence[GoldenPrompt]) -> _Examined:
+        loaded = self.models.load(ref)
+        try:
+            return _Examined(
+                integrity.tokens_digest(loaded, self.documents),
+                integrity.answers(loaded, asked),
+                sample(loaded, self.documents, self.task.task, self.task.max_sequence_length),
+            )
+        except GenerationError as error:
+            raise self._broken(ref, error) from error
+
+    def _previous(self, tokens: str) -> Sample | None:
+        """Of what the live model was made from, if it is comparable and another one than our parent."""
+        ref = self.task.stable_parent
+        if ref is None or ref.digest in {self.task.parent.digest, self.task.candidate.digest}:
+            return None
+        found = self._examined(ref, [])
+        return found.sample if found.tokens == tokens else None
+
+    def _others(self) -> list[tuple[Other, ModelRef]]:
+        """The parent, and the other models as far as there are any. One that is missing is a StageFailure."""
+        named: list[tuple[Other, ModelRef | None]] = [
+            ("parent", self.task.parent),
+            ("stable", self.task.stable),
+            ("best", self.task.best),
+        ]
+        return [(role, ref) for role, ref in named if ref is not None]
+
+    def _choices(self) -> int:
+        config = self.models.load(self.task.candidate).model.config
+        return int(config.vocab_size if self.is_lm else config.num_labels)
+
+    def _scored(self, role: Any, ref: ModelRef, count: int) -> Scored:
+        """The scores of the first `count` documents; only those not yet scored are computed."""
+        known = self.scores.setdefault(ref.digest, [])
+        more = self.documents[len(known) : count]
+        if more:
+            report = progress_reporter(self.log, role=role)
+            tokens_max = self.task.max_sequence_length
+            try:
+                known += score_documents(self.models.load(ref), more, self.task.task, tokens_max, report)
+            except NonFiniteScoreError as error:
+                raise self._broken(ref, error) from error
+        return Scored(ScoredModel(role=role, model=ref), known[:count])
+
+    def _broken(self, ref: ModelRef, error: Exception) -> Exception:
+        """A broken candidate is a verdict; of a model it is compared with, somebody must be told."""
+        if ref.digest == self.task.candidate.digest:
+            return RejectedError(BROKEN, str(error))
+        role = "parent" if ref.digest == self.task.parent.digest else "stable or best"
+        message = f"the {role} model {ref.uri} is broken: {error}"
+        return StageFailure(Reason.MODEL_UNSUPPORTED, message)
 
 
 @dataclass(frozen=True, slots=True)
-class _Examiner:
-    """Scores the models of a task, one in memory at a time."""
+class _Examined:
+    """What a model does with the documents and prompts, without a label or a loss."""
 
-    store: Objects
-    task: GateTask
-    documents: Sequence[Document]
-    log: Any
-
-    def candidate(self) -> Scored:
-        """Raises CandidateBrokenError; a bundle that is missing or damaged is a StageFailure."""
-        try:
-            loaded = fetch_model(self.store, self.task.candidate, self.task.task)
-            if self.task.task is TaskKind.CAUSAL_LM:
-                warm_up(loaded)
-            return self._score(ScoredModel(role="candidate", model=self.task.candidate), loaded)
-        except (NonFiniteScoreError, GenerationError) as error:
-            raise CandidateBrokenError(str(error)) from error
-        except StageFailure as failure:
-            if failure.reason is Reason.MODEL_UNSUPPORTED:
-                raise CandidateBrokenError(failure.message) from failure
-            raise
-
-    def others(self, candidate: Scored) -> list[Scored]:
-        """Parent and stable model. One with the candidate's own bytes is not computed again."""
-        known = {self.task.candidate.digest: candidate.documents}
-        scored = []
-        for role, ref in self._others():
-            model = ScoredModel(role=role, model=ref)
-            if ref.digest not in known:
-                known[ref.digest] = self._score_other(model)
-            scored.append(Scored(model, known[ref.digest]))
-        return scored
-
-    def _others(self) -> list[tuple[Other, ModelRef]]:
-        others: list[tuple[Other, ModelRef]] = [("parent", self.task.parent)]
-        return others if self.task.stable is None else [*others, ("stable", self.task.stable)]
-
-    def _score_other(self, model: ScoredModel) -> list[DocumentScore]:
-        try:
-            loaded = fetch_model(self.store, model.model, self.task.task)
-            return self._score(model, loaded).documents
-        except NonFiniteScoreError as error:
-            message = f"the {model.role} model {model.model.uri} is broken: {error}"
-            raise StageFailure(Reason.MODEL_UNSUPPORTED, message) from error
-
-    def _score(self, model: ScoredModel, loaded: LoadedModel) -> Scored:
-        report = progress_reporter(self.log, role=model.role)
-        tokens_max = self.task.max_sequence_length
-        return Scored(model, score_documents(loaded, self.documents, self.task.task, tokens_max, report))
-
-
-def _is_comparable(candidate: Scored, other: Scored) -> bool:
-    """Whether both predicted equally many tokens of each document: else their losses have different units."""
-    return [d.tokens for d in candidate.documents] == [d.tokens for d in other.documents]
-
-
-def _compared(
-    task: GateTask, candidate: Scored, other: Scored, metric: GateMetric
-) -> tuple[Finding, Comparison]:
-    differences = _differences(candidate, other)
-    bounds = mean_difference(differences, float(task.confidence))
-    margin = float(metric.margin)
-    comparison = Comparison(
-        against=_other_role(other),
-        model=other.model.model,
-        margin=margin,
-        mean_difference=bounds.mean,
-        upper_bound=bounds.upper,
-        documents=bounds.count,
-    )
-    return bounds.finding(margin), comparison
-
-
-def _differences(candidate: Scored, other: Scored) -> list[float]:
-    """Candidate's loss less the other's, for each document with a token to predict, in nats per token."""
-    pairs = zip(candidate.documents, other.documents, strict=True)
-    differences = [ours.loss - theirs.loss for ours, theirs in pairs if ours.tokens]
-    if len(differences) < DOCUMENTS_MIN:
-        message = f"{len(differences)} documents have two tokens; a comparison needs at least {DOCUMENTS_MIN}"
-        raise StageFailure(Reason.DATA_EMPTY, message)
-    return differences
-
-
-def _other_role(other: Scored) -> Other:
-    return "stable" if other.model.role == "stable" else "parent"
-
-
-def _words(comparison: Comparison) -> str:
-    return (
-        f"{comparison.mean_difference:+.4f} nats per token against the {comparison.against} model, "
-        f"upper bound {comparison.upper_bound:+.4f}, margin {comparison.margin:g}, "
-        f"over {comparison.documents} documents"
-    )
+    tokens: str
+    answers: list[PromptAnswer]
+    sample: Sample

@@ -37,6 +37,7 @@ from tributary_operator import names
 from tributary_operator.decision import JsonPatch
 from tributary_operator.kinds import DEPLOYMENT, SERVICE
 from tributary_operator.pods import PodShape, pod_template, s3_identity, threads
+from tributary_operator.releases.identity import Rivals
 from tributary_operator.settings import Settings
 
 PORT_NAME = "http"
@@ -68,21 +69,20 @@ def compress_job(
 def gate_job(
     release: ModelRelease,
     candidate: Revision,
-    stable: ModelRef | None,
+    rivals: Rivals,
     key: str,
     *,
     attempt: int,
     settings: Settings,
 ) -> V1Job:
-    gate = release.spec.gate
     task = GateTask(
         task=release.spec.task,
         candidate=candidate.model,
         parent=candidate.parent,
-        stable=stable,
-        dataset=gate.dataset,
-        metrics=gate.metrics,
-        confidence=gate.confidence,
+        stable=rivals.stable,
+        stable_parent=rivals.stable_parent,
+        best=rivals.best,
+        gate=release.spec.gate,
         max_sequence_length=release.spec.serving.max_sequence_length,
         store=settings.store_for_pods,
         verdict_uri=settings.layout.gate_verdict(key),

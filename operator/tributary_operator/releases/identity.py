@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from tributary_api.base import canonical_json, sha256_of
 from tributary_api.release import ModelRelease
 from tributary_api.shared import ModelRef
 from tributary_operator.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Rivals:
+    """What a candidate is compared with besides its parent; absent where it is the same model."""
+
+    stable: ModelRef | None = None
+    stable_parent: ModelRef | None = None
+    best: ModelRef | None = None
+
 
 REVISION_LENGTH = 10
 """Hex digits: people read and type it; the revisions of one release are few."""
@@ -52,14 +63,14 @@ def compression_key(release: ModelRelease, parent: ModelRef, settings: Settings)
 
 
 def gate_key(
-    release: ModelRelease, candidate: ModelRef, parent: ModelRef, stable: ModelRef | None, settings: Settings
+    release: ModelRelease, candidate: ModelRef, parent: ModelRef, rivals: Rivals, settings: Settings
 ) -> str:
     """Of the GateVerdict: it holds for this candidate against these models, on this data and these terms."""
     return _hash(
         KEY_LENGTH,
         candidate=candidate.digest,
         parent=parent.digest,
-        stable=stable.digest if stable else "",
+        rivals=[ref.digest if ref else "" for ref in (rivals.stable, rivals.stable_parent, rivals.best)],
         gate=release.spec.gate.to_json_object(),
         task=release.spec.task,
         sequence=release.spec.serving.max_sequence_length,

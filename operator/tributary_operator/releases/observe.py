@@ -98,7 +98,7 @@ async def _with_records(world: World, s: Situation, memory: Memory) -> Situation
         s = s.with_seen(compression=manifest, compressing=compressing)
     if s.candidate_model is None:
         return s
-    key = identity.gate_key(s.release, s.candidate_model, parent, s.stable_model, s.settings)
+    key = identity.gate_key(s.release, s.candidate_model, parent, s.rivals, s.settings)
     verdict = await world.records.find(layout.gate_verdict(key), GateVerdict)
     gating = await _attempts(world, s.release, names.GATE, key, memory=memory)
     return s.with_seen(verdict=verdict, gating=gating)

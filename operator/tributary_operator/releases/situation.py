@@ -13,7 +13,7 @@ from typing import Any
 
 from tributary_api.release import BlueGreen, ModelRelease, RejectedRevision, Revision, Transition
 from tributary_api.shared import ModelRef
-from tributary_operator.releases import identity
+from tributary_operator.releases import identity, measures
 from tributary_operator.releases.observed import ObservedRelease, ObservedRevision
 from tributary_operator.settings import Settings
 
@@ -96,10 +96,29 @@ class Situation:
         return self.seen.compression.model if self.seen.compression else None
 
     @property
-    def stable_model(self) -> ModelRef | None:
-        """What the candidate is compared with besides its parent; None if it is the same model."""
-        record = self.stable_record
-        return record.model if record is not None and record.model != self.candidate_model else None
+    def rivals(self) -> identity.Rivals:
+        """What the candidate is compared with besides its parent."""
+        stable, best, candidate = self.stable_record, self.best, self.candidate_model
+        if stable is None or stable.model == candidate:
+            stable = None
+        known = [candidate, stable.model if stable else None]
+        return identity.Rivals(
+            stable=stable.model if stable else None,
+            stable_parent=stable.parent if stable else None,
+            best=best.model if best and best.model not in known else None,
+        )
+
+    @property
+    def best(self) -> Revision | None:
+        """The revision with the least loss of all that served, as far as the gate compared them.
+
+        The bar that a candidate must reach never falls, so that small losses, each of them tolerable, cannot
+        add up. A revision that is still watched may yet turn out badly, and is no bar.
+        """
+        best, stable = self.release.status.best, self.stable_record
+        if stable is None or self.is_watching or (best and best.revision == stable.revision):
+            return best
+        return stable if best is None or measures.is_better(stable, best) else best
 
     @property
     def rejections(self) -> list[RejectedRevision]:

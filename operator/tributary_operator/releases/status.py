@@ -43,6 +43,7 @@ def status(s: Situation, at: Position) -> ModelReleaseStatus:
         model=s.seen.source.model,
         stable=_stable(s),
         candidate=_candidate(s),
+        best=s.best,
         transition=_transition(s, at),
         spec_hash=identity.spec_hash(s.release),
         rejected_revisions=_rejected(s, at),

@@ -147,11 +147,11 @@ def pass_gate(s: Situation) -> Outcome:
         return Done() if verdict.verdict == "PASS" else Failed(verdict.reason, verdict.message)
     if failed := _exhausted(s.seen.gating, s):
         return failed
-    stable = s.stable_model
-    key = identity.gate_key(s.release, candidate.model, candidate.parent, stable, s.settings)
+    rivals = s.rivals
+    key = identity.gate_key(s.release, candidate.model, candidate.parent, rivals, s.settings)
     attempt = s.seen.gating.following
-    job = children.gate_job(s.release, candidate, stable, key, attempt=attempt, settings=s.settings)
-    against = "its parent" if stable is None else "its parent and the model in service"
+    job = children.gate_job(s.release, candidate, rivals, key, attempt=attempt, settings=s.settings)
+    against = "its parent" if rivals.stable is None else "its parent and the model in service"
     message = f"comparing {candidate.revision} with {against}"
     return Waiting("Gating", message, apply=() if s.seen.gating.active else (job,))
 

@@ -14,16 +14,20 @@ from safetensors.torch import load_file, save_file
 from tributary_api.base import sha256_of
 from tributary_api.failures import Reason
 from tributary_api.records import DocumentScore, GateVerdict
-from tributary_api.release import GateMetric
+from tributary_api.release import Gate, GateMetric
 from tributary_api.shared import DatasetRef, ModelRef, StoreEndpoint, TaskKind
 from tributary_api.tasks import GateTask, ScoredModel
 from tributary_store import bundle
 from tributary_worker.compression.quantize import quantize_directory
 from tributary_worker.failures import StageFailure
-from tributary_worker.gate import Scored, gate, judge
+from tributary_worker.gate import gate
+from tributary_worker.gating.judging import Scored, judge
 
 DATASET, VERDICT = "s3://hub/datasets/public.jsonl", "s3://hub/gates/key.json"
-TEXTS = ["the quick brown fox", "", "jumps", "over the lazy dog", "x", "and runs away", "from it all", "fin."]
+WORDS = ["the quick brown fox", "jumps", "over the lazy dog", "and runs away", "from it all", "fin."]
+TEXTS = ["", "x", *(f"{one}, then {two}" for one in WORDS for two in WORDS if one != two)]
+PAIRS = len(WORDS) * (len(WORDS) - 1)
+"""Documents with something to predict: neither the empty one nor that of one token."""
 LOG = structlog.get_logger()
 A_MODEL = ModelRef(uri="s3://hub/models/0", digest="sha256:" + 64 * "0")
 
@@ -54,27 +58,26 @@ def int8_of(store, tmp_path, name):
     return bundle.push(store, target, "s3://hub/releases/")
 
 
-def a_task(candidate, parent, stable=None, *, margin="0.05", data=None):
+def a_gate(margin="0.05", data=None, **fields):
+    return Gate(
+        dataset=DatasetRef(uri=DATASET, digest=sha256_of(data or lines(TEXTS))),
+        metrics=[GateMetric(margin=margin)],
+        **fields,
+    )
+
+
+def a_task(candidate, parent, stable=None, *, stable_parent=None, best=None, **fields):
     return GateTask(
         task=TaskKind.CAUSAL_LM,
         candidate=candidate,
         parent=parent,
         stable=stable,
-        dataset=DatasetRef(uri=DATASET, digest=sha256_of(data or lines(TEXTS))),
-        metrics=[GateMetric(margin=margin)],
-        confidence="0.95",
+        stable_parent=stable_parent,
+        best=best,
+        gate=a_gate(**fields),
         store=StoreEndpoint(),
         verdict_uri=VERDICT,
     )
-
-
-def worse(model, noise=1.0):
-    """A model whose head prefers the same wrong tokens everywhere."""
-    generator = torch.Generator().manual_seed(1)
-    weight = model.lm_head.weight
-    with torch.no_grad():
-        weight += noise * torch.randn(weight.shape, generator=generator)
-    return model
 
 
 def test_an_int8_model_is_no_worse_than_its_parent(store, push, tmp_path):
@@ -83,23 +86,34 @@ def test_an_int8_model_is_no_worse_than_its_parent(store, push, tmp_path):
     verdict = gate(store, a_task(candidate, parent), LOG)
     assert (verdict.verdict, verdict.reason) == ("PASS", "NoWorse")
     (comparison,) = verdict.comparisons
-    assert (comparison.against, comparison.model, comparison.documents) == ("parent", parent, 6)
+    assert (comparison.against, comparison.model, comparison.finding) == ("parent", parent, "PASS")
+    assert comparison.documents <= verdict.documents_planned == PAIRS
     assert comparison.mean_difference < comparison.upper_bound < 0.05
     assert comparison.mean_difference != 0
     assert [score.role for score in verdict.scores] == ["candidate", "parent"]
     assert verdict == GateVerdict.model_validate_json(store.get(VERDICT))
 
 
-def test_a_worse_model_fails_by_the_comparison_that_it_fails(store, push):
+def worse(model, noise=0.2):
+    """A model whose head prefers the same wrong tokens everywhere."""
+    generator = torch.Generator().manual_seed(1)
+    weight = model.lm_head.weight
+    with torch.no_grad():
+        weight += noise * torch.randn(weight.shape, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("rival", ["stable", "best"])
+def test_a_worse_model_fails_by_the_comparison_that_it_fails(store, push, rival):
     good = push(tiny_models.llama(), "good")
-    bad = push(worse(tiny_models.llama(tied=False)), "bad")
-    verdict = gate(store, a_task(bad, bad, good), LOG)
+    bad = push(worse(tiny_models.llama(tied=False), 0.03), "bad")
+    verdict = gate(store, a_task(bad, bad, **{rival: good}, margin="0.001"), LOG)
     assert (verdict.verdict, verdict.reason) == ("FAIL", "Worse")
-    assert "against the stable model" in verdict.message
-    assert [c.against for c in verdict.comparisons] == ["parent", "stable"]
-    parent, stable = verdict.comparisons
+    assert f"against the {rival} model" in verdict.message
+    parent, other = verdict.comparisons
+    assert [parent.against, other.against] == ["parent", rival]
     assert parent.mean_difference == parent.upper_bound == 0
-    assert stable.mean_difference > 0.05
+    assert other.mean_difference > 0.001
 
 
 def with_losses(role, losses):
@@ -107,28 +121,52 @@ def with_losses(role, losses):
     return Scored(ScoredModel(role=role, model=A_MODEL), scores)
 
 
+SAME, WORSE, BETTER = [0.0, 0.01, -0.01], [1.0, 1.1, 1.2], [-1.0, -1.1, -1.2]
+UNCLEAR = [0.5, -0.5, 0.1]
+
+
 @pytest.mark.parametrize(
-    ("parent", "stable", "verdict", "against"),
+    ("parent", "stable", "best", "verdict", "against"),
     [
-        ([0.0, 0.01, -0.01], [0.0, 0.01, -0.01], "PASS", None),
-        ([-1.0, -1.1, -1.2], [-1.0, -1.1, -1.2], "PASS", None),
-        ([0.0, 0.01, -0.01], [1.0, 1.1, 1.2], "FAIL", "stable"),
-        ([1.0, 1.1, 1.2], [0.0, 0.01, -0.01], "FAIL", "parent"),
-        ([0.0, 0.01, -0.01], [0.5, -0.5, 0.1], "INCONCLUSIVE", "stable"),
-        ([0.5, -0.5, 0.1], [1.0, 1.1, 1.2], "FAIL", "stable"),
+        (SAME, SAME, SAME, "PASS", None),
+        (BETTER, BETTER, BETTER, "PASS", None),
+        (SAME, WORSE, SAME, "FAIL", "stable"),
+        (WORSE, SAME, SAME, "FAIL", "parent"),
+        (SAME, SAME, WORSE, "FAIL", "best"),
+        (SAME, UNCLEAR, SAME, "INCONCLUSIVE", "stable"),
+        (UNCLEAR, WORSE, SAME, "FAIL", "stable"),
     ],
 )
-def test_the_worst_comparison_decides(parent, stable, verdict, against):
-    """`parent` and `stable`: by how much the candidate's losses lie above theirs."""
-    candidate = with_losses("candidate", [2.0, 3.0, 4.0])
+def test_the_worst_comparison_decides(parent, stable, best, verdict, against):
+    """`parent`, `stable` and `best`: by how much the candidate's losses lie above theirs."""
+    losses = [2.0, 3.0, 4.0] * 10
+    candidate = with_losses("candidate", losses)
     others = [
-        with_losses(role, [x - d for x, d in zip([2.0, 3.0, 4.0], differences, strict=True)])
-        for role, differences in (("parent", parent), ("stable", stable))
+        with_losses(role, [x - d for x, d in zip(losses, differences * 10, strict=True)])
+        for role, differences in (("parent", parent), ("stable", stable), ("best", best))
     ]
-    found = judge(a_task(A_MODEL, A_MODEL, A_MODEL), candidate, others)
+    found = judge(a_gate(), len(losses), candidate, others)
     reasons = {"PASS": "NoWorse", "FAIL": "Worse", "INCONCLUSIVE": "TooFewDocuments"}
     assert (found.verdict, found.reason) == (verdict, reasons[verdict])
     assert against is None or f"against the {against} model" in found.message
+
+
+def test_an_inconclusive_verdict_says_how_many_documents_would_tell():
+    losses = [1.0] * 30
+    other = with_losses("parent", [1.0 + 0.1 * (-1) ** i for i in range(30)])
+    found = judge(a_gate(margin="0.02"), 30, with_losses("candidate", losses), [other])
+    wanted = int(found.message.split("about ")[1].split()[0])
+    assert wanted == pytest.approx((1.645 + 1.282) ** 2 * (0.1 / 0.02) ** 2, rel=0.25)
+
+
+def test_the_test_stops_as_soon_as_it_is_sure(store, push):
+    one, two = push(tiny_models.llama(), "one"), push(tiny_models.llama(), "two")
+    model = push(worse(tiny_models.llama(tied=False), 0.001), "three")
+    store.objects[DATASET] = lines(many := [f"{text} {i}" for text in TEXTS for i in range(5)])
+    verdict = gate(store, a_task(model, one, two, data=lines(many), margin="0.5"), LOG)
+    assert verdict.verdict == "PASS"
+    assert {c.documents for c in verdict.comparisons} == {len(many) // 4}
+    assert {len(found) for found in verdict.per_document.values()} == {len(many) // 4}
 
 
 def scored(verdict, role, model):
@@ -137,12 +175,18 @@ def scored(verdict, role, model):
 
 def test_anybody_can_repeat_the_test(store, push):
     one, two = push(tiny_models.llama(), "one"), push(tiny_models.llama(seed=1), "two")
-    task = a_task(one, two, two)
+    task = a_task(one, one, two)
     verdict = gate(store, task, LOG)
     roles = [score.role for score in verdict.scores]
     candidate, *others = [scored(verdict, r, s.model) for r, s in zip(roles, verdict.scores, strict=True)]
-    assert judge(task, candidate, others) == verdict
-    assert [len(verdict.per_document[role]) for role in roles] == [len(TEXTS)] * 3
+    again = judge(task.gate, verdict.documents_planned, candidate, others)
+    assert again == verdict.model_copy(update={"fidelity": None, "answers": []})
+
+
+def test_a_document_that_is_repeated_counts_once(store, push):
+    model = push(tiny_models.llama(), "model")
+    store.objects[DATASET] = lines(TEXTS * 3)
+    assert gate(store, a_task(model, model, data=lines(TEXTS * 3)), LOG).documents_planned == PAIRS
 
 
 def with_nan(directory):
@@ -193,16 +237,17 @@ def test_models_with_other_tokens_are_not_compared(store, push, tmp_path):
     tokenizer.add_tokens(["quick"])
     tokenizer.save_pretrained(directory)
     two = bundle.push(store, directory, "s3://hub/models/")
-    verdict = gate(store, a_task(one, two), LOG)
+    verdict = gate(store, a_task(one, one, two), LOG)
     assert (verdict.verdict, verdict.reason, verdict.comparisons) == ("INCONCLUSIVE", "NotComparable", [])
 
 
-def test_one_document_is_not_enough(store, push):
-    store.objects[DATASET] = lines(TEXTS[:2])
+def test_too_few_documents_are_refused(store, push):
+    store.objects[DATASET] = lines(few := TEXTS[:21])
     model = push(tiny_models.llama(), "model")
-    with pytest.raises(StageFailure, match="at least 2") as failure:
-        gate(store, a_task(model, model, data=lines(TEXTS[:2])), LOG)
-    assert failure.value.reason is Reason.DATA_EMPTY
+    with pytest.raises(StageFailure, match=r"has 19 different documents .* at least 20: add") as failure:
+        gate(store, a_task(model, model, data=lines(few)), LOG)
+    assert failure.value.reason is Reason.DATA_TOO_SMALL
+    assert VERDICT not in store.objects
 
 
 def test_a_second_attempt_finds_the_verdict(store, push):
