@@ -91,7 +91,8 @@ $(UV):
 	$(UV) pip install --quiet --python .venv-worker/bin/python --no-deps --editable .
 	touch $@
 
-BENCH = PYTHONPATH=benchmarks:tests .venv-bench/bin/python -m
+# Extensions of torch are built for one environment: shared with .venv-worker they would be built again each time.
+BENCH = PYTHONPATH=benchmarks:tests TORCH_EXTENSIONS_DIR=$(CURDIR)/.venv-bench/extensions .venv-bench/bin/python -m
 
 bench-aggregate: .venv-bench/stamp .venv-flower/stamp ## Aggregation against Flower and the bare store (CASES=small or 124m,355m,5gb-4,...)
 	$(BENCH) tributary_bench.aggregation --cases $(or $(CASES),all) $(if $(REPEATS),--repeats $(REPEATS))

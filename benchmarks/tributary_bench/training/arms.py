@@ -14,7 +14,7 @@ from training_worlds import NOWHERE, TENANT_KEY, client_object, train_task
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tributary_accounting.mechanism import dp_sgd
-from tributary_bench.training.opacus_models import as_linears, untied, with_adapters
+from tributary_bench.training.opacus_models import as_linears, untied
 from tributary_bench.training.setting import ArmName, MethodName, Setting
 from tributary_worker import distributed, lora
 from tributary_worker.objectives import Batch, causal_lm
@@ -33,6 +33,13 @@ def base_model(setting: Setting) -> Any:
         n_layer=setting.layers, n_embd=setting.width, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
     )
     return GPT2LMHeadModel(config)
+
+
+def marked(model: Any, setting: Setting) -> Any:
+    """The model with the weights that the method trains, and no other, asking for a gradient."""
+    if setting.method is MethodName.LORA:
+        lora.add_adapters(model, lora.LoraSettings(setting.rank, setting.alpha), SEED)
+    return model
 
 
 def micro_batches(setting: Setting, vocabulary: int) -> list[Batch]:
@@ -60,7 +67,7 @@ def arm(name: ArmName, setting: Setting) -> Iterator[Step]:
 
 def private_step(setting: Setting) -> Step:
     """Our engine, built from a task as in a training pod. With q = 1 every record is in every step."""
-    model = base_model(setting)
+    model = marked(base_model(setting), setting)
     method = {"rank": setting.rank, "alpha": setting.alpha}
     task = train_task(
         NOWHERE,
@@ -84,9 +91,7 @@ def private_step(setting: Setting) -> Step:
 
 def plain_step(setting: Setting) -> Step:
     """The same training on DeepSpeed without privacy."""
-    model = base_model(setting)
-    if setting.method is MethodName.LORA:
-        lora.add_adapters(model, lora.LoraSettings(setting.rank, setting.alpha), SEED)
+    model = marked(base_model(setting), setting)
     config = {
         "train_micro_batch_size_per_gpu": setting.micro_batch_size,
         "gradient_accumulation_steps": setting.micro_batches,
@@ -150,10 +155,10 @@ def accumulate(batches: Sequence[Batch], backward: Callable[[Batch], None], opti
 
 
 def opacus_model(setting: Setting, *, is_ghost: bool) -> Any:
-    """Layers that Opacus has its fast rules for, in the place of GPT-2's Conv1D."""
-    model = base_model(setting)
+    """Where all weights are trained, with the layers that Opacus has its fast rules for."""
+    model = marked(base_model(setting), setting)
     if setting.method is MethodName.LORA:
-        return with_adapters(model, setting.rank, setting.alpha)
+        return model
     return untied(as_linears(model)) if is_ghost else as_linears(model)
 
 
