@@ -16,8 +16,9 @@ from dp_accounting.rdp import RdpAccountant
 from tributary_accounting.mechanism import RELATION, dp_sgd, event
 from tributary_api.records import MechanismSpec
 
-DISCRETIZATION = 1e-3
-"""Ten times coarser than the library's default: σ moves by less than 1e-3, 20 s become 4 s."""
+DISCRETIZATION = 5e-4
+"""Five times coarser than the library's default: σ moves by less than 1e-3 up to 800 steps (at 1e-3 it would
+be 2.4e-3), and a calibration takes seconds instead of half a minute."""
 SIGMA_BRACKET = (0.25, 8.0)
 SIGMA_TOLERANCE = 1e-4
 SIGMA_MAX = 64.0

@@ -36,7 +36,7 @@ BROKEN_SCALES = (float("nan"), float("inf"), -float("inf"))
 
 def trained(private: PrivateEngine) -> Any:
     """Names, parameters and number of all trained elements."""
-    return private.trained if hasattr(private, "trained") else private.adapters
+    return private.trained
 
 
 def models() -> dict[str, Any]:

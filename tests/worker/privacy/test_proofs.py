@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import private_engines as engines
 import pytest
-from privacy_proofs import engine_checks, randomness_checks
+from privacy_proofs import engine_checks, ledger_checks, randomness_checks
 
+from tributary_accounting import accountant
 from tributary_worker.privacy.keystream import derive_key
 from tributary_worker.privacy.sampler import PoissonSampler
 
@@ -59,3 +60,20 @@ def test_public_shapes():
 
 def test_keys_belong_to_one_computation():
     randomness_checks.check_keys_belong_to_one_computation(derive_key)
+
+
+def test_composition():
+    ledger_checks.check_composition(accountant.epsilon)
+
+
+@pytest.mark.privacy_matrix
+def test_reference_sigmas():
+    ledger_checks.check_reference_sigmas(accountant.noise_multiplier)
+
+
+def test_killed_at_every_write():
+    ledger_checks.check_killed_at_every_write(ledger_checks.ledger_on)
+
+
+def test_reservers_in_a_race():
+    ledger_checks.check_reservers_in_a_race(ledger_checks.ledger_on)

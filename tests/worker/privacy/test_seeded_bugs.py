@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from privacy_proofs import engine_checks, randomness_checks
+from privacy_proofs import engine_checks, ledger_checks, randomness_checks
 from privacy_proofs import engine_defects as engines
+from privacy_proofs import ledger_defects as ledgers
 from privacy_proofs import randomness_defects as randomness
 from privacy_proofs.figures import SeededBug
 
@@ -108,6 +109,16 @@ BUGS = [
         "fresh seed for a retry",
         randomness.KeyOfTheMoment(),
         randomness_checks.check_keys_belong_to_one_computation,
+    ),
+    Bug("ledger entry lost", ledgers.entry_lost, ledger_checks.check_killed_at_every_write),
+    Bug("ledger entry overwritten", ledgers.entry_overwritten, ledger_checks.check_reservers_in_a_race),
+    Bug("epsilons added up", ledgers.added_up, ledger_checks.check_composition),
+    Bug("composition forgotten", ledgers.largest, ledger_checks.check_composition),
+    Bug("classical formula beyond epsilon 1", ledgers.classical, ledger_checks.check_composition),
+    Bug(
+        "sigma solved for a single step",
+        ledgers.sigma_without_composition,
+        ledger_checks.check_reference_sigmas,
     ),
 ]
 
