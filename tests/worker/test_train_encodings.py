@@ -19,8 +19,11 @@ pytestmark = pytest.mark.usefixtures("alone")
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def published(directory: Path, encoding: DeltaEncoding) -> tuple[DeltaManifest, bytes]:
-    world = worlds.world(directory, deltaEncoding=encoding)
+LORA, FULL = {"lora": {"rank": 4, "alpha": 8}}, {"full": {}}
+
+
+def published(directory: Path, method: Any, encoding: DeltaEncoding) -> tuple[DeltaManifest, bytes]:
+    world = worlds.world(directory, method=method, deltaEncoding=encoding)
     train(world.task, world.surroundings)
     manifest = DeltaManifest.model_validate_json(world.store.get(world.task.manifest_uri))
     return manifest, world.store.get(world.task.delta_uri)
@@ -44,16 +47,23 @@ def trained_values(data: bytes, shapes: dict[str, tuple[int, ...]]) -> dict[str,
     }
 
 
-def test_an_encoded_delta_is_the_same_delta_and_a_retry_publishes_the_same_bytes(tmp_path: Path) -> None:
-    _, plain = published(tmp_path / "plain", DeltaEncoding.FLOAT32)
-    manifest, data = published(tmp_path / "first", DeltaEncoding.INT8)
-    assert published(tmp_path / "again", DeltaEncoding.INT8)[1] == data
+@pytest.mark.parametrize(
+    ("method", "encoding", "levels"),
+    [(LORA, DeltaEncoding.INT8, 127), (FULL, DeltaEncoding.INT4, 7)],
+    ids=["lora", "full"],
+)
+def test_an_encoded_delta_is_the_same_delta_and_a_retry_publishes_the_same_bytes(
+    tmp_path: Path, method: Any, encoding: DeltaEncoding, levels: int
+) -> None:
+    _, plain = published(tmp_path / "plain", method, DeltaEncoding.FLOAT32)
+    manifest, data = published(tmp_path / "first", method, encoding)
+    assert published(tmp_path / "again", method, encoding)[1] == data
     shapes = {name: info.shape for name, info in header(plain).items() if "lora_A" not in name}
     assert not [name for name in header(data) if "lora_A" in name], "the aggregator has it from the run key"
     assert len(data) < len(plain) / 2
     exact, rounded = trained_values(plain, shapes), trained_values(data, shapes)
     for name, values in exact.items():
-        step = np.abs(values).max() / 127
+        step = np.abs(values).max() / levels
         assert 0 < np.abs(rounded[name] - values).max() <= step * (1 + 1e-5)
     norm = np.sqrt(sum(np.square(values, dtype=np.float64).sum() for values in rounded.values()))
     assert manifest.l2_norm == pytest.approx(norm, rel=1e-6)
