@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 import torch
 import training_worlds as worlds
-from safetensors.torch import load, load_file
+from safetensors.torch import load, load_file, save
 from signers import HUB_KEY
 
 from tributary_accounting import receipts
@@ -132,11 +132,29 @@ def test_a_published_delta_is_adopted_and_nothing_is_computed(tmp_path):
 def test_a_delta_without_a_manifest_stays_the_only_one(tmp_path):
     """An attempt died between the two writes, and the retry rounds differently."""
     world = worlds.world(tmp_path)
-    world.store.put_new(world.task.delta_uri, b"written by the first attempt")
+    trained(world)
+    del world.store.objects[world.task.manifest_uri]
+    before = bytearray(world.store.objects[world.task.delta_uri])
+    before[-4] ^= 1  # the last digit of one element
+    world.store.objects[world.task.delta_uri] = bytes(before)
     train(world.task, world.surroundings)
     manifest = DeltaManifest.model_validate_json(world.store.get(world.task.manifest_uri))
-    assert world.store.get(world.task.delta_uri) == b"written by the first attempt"
-    assert manifest.file == digest_of_bytes(b"written by the first attempt", "delta.safetensors")
+    assert world.store.get(world.task.delta_uri) == bytes(before)
+    assert manifest.file == digest_of_bytes(bytes(before), "delta.safetensors")
+
+
+def test_a_delta_of_somebody_else_is_in_the_way_and_not_signed(tmp_path):
+    world = worlds.world(tmp_path)
+    _, tensors = trained(world)
+    del world.store.objects[world.task.manifest_uri]
+    delta = world.store.objects[world.task.delta_uri]
+    zeros = save({name: torch.zeros_like(tensor) for name, tensor in tensors.items()})
+    nothing_is_a_number = delta[:-4] + b"\x00\x00\xc0\x7f"
+    for forged in (b"no safetensors", zeros, nothing_is_a_number, delta[:-4], delta[:-400] + bytes(400)):
+        world.store.objects[world.task.delta_uri] = forged
+        with pytest.raises(StageFailure, match="in the way"):
+            train(world.task, world.surroundings)
+        assert world.store.head(world.task.manifest_uri) is None
 
 
 def test_a_manifest_of_another_grant_is_not_adopted(tmp_path):

@@ -36,6 +36,7 @@ from tributary_store.digests import digest_of_file
 from tributary_store.errors import ObjectExists
 from tributary_store.objects import Objects
 from tributary_worker import consent, distributed
+from tributary_worker.adoption import is_ours
 from tributary_worker.aggregation.norms import l2_norm
 from tributary_worker.aggregation.numbers import Array
 from tributary_worker.base_model import BaseModel, delta_of, frozen_factors, load_base_model, mark_trained
@@ -276,8 +277,12 @@ def upload_once(store: Objects, uri: str, path: Path) -> FileDigest:
     try:
         return store.upload_new(uri, path)
     except ObjectExists:
-        path.write_bytes(store.get(uri))
-        return digest_of_file(path)
+        found = path.with_name("found")
+        found.write_bytes(store.get(uri))
+        if not is_ours(path, found):
+            message = f"{uri} is in the way, and is not what this owner's data and key give: remove it"
+            raise StageFailure(Reason.GRANT_REFUSED, message) from None
+        return digest_of_file(found.replace(path))
 
 
 def receipt(task: TrainTask, figures: SelfTestFigures) -> Receipt:
