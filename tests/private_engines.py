@@ -33,6 +33,14 @@ def adapted_llama(*, freeze_a: bool = True) -> Any:
     return model
 
 
+def full_gpt2() -> Any:
+    """All weights are trained, the embedding at both ends of the model among them."""
+    return tiny_models.gpt2(width=16)
+
+
+MODELS = {"lora": adapted_gpt2, "full": full_gpt2}
+
+
 def engine(
     model: Any,
     *,

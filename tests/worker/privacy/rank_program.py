@@ -24,8 +24,8 @@ class Averaging(PrivateEngine):
         return super().record(clipped / self.world_size, step)
 
 
-def found(stage: int, micro_batch_size: int) -> dict[str, object]:
-    model = engines.adapted_gpt2()
+def found(method: str, stage: int, micro_batch_size: int) -> dict[str, object]:
+    model = engines.MODELS[method]()
     private = engines.engine(model, zero_stage=stage, micro_batch_size=micro_batch_size)
     gradient = engines.received(private, engines.data_set(), 0)
     figures = run_self_test(private, _batch(model, private))
@@ -59,7 +59,7 @@ def _batch(model, private):
 def main() -> None:
     torch.set_num_threads(1)
     with distributed.process_group(distributed.RankLayout.from_environment(os.environ)):
-        results = {f"{stage}/{micro}": found(stage, micro) for stage, micro in json.loads(sys.argv[1])}
+        results = [found(*case) for case in json.loads(sys.argv[1])]
         print(json.dumps({"results": results, "averaging_is_found": averaging_is_found()}))
 
 

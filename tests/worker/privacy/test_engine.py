@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from functools import cache
+
 import deepspeed
 import private_engines as engines
 import pytest
 import torch
 
+from tributary_worker.objectives import causal_lm
 from tributary_worker.privacy import engine as engine_module
 from tributary_worker.privacy.errors import PrivacyError
 from tributary_worker.privacy.noise import GaussianNoise
@@ -14,15 +17,15 @@ pytestmark = pytest.mark.usefixtures("alone")
 STAGES = (0, 1, 2, 3)
 
 
-def reference(data, step):
+@cache
+def reference(method, step):
     """The noised gradient of a step by the book: one record at a time, and no DeepSpeed anywhere."""
-    private = engines.engine(engines.adapted_gpt2(), zero_stage=0)
-    model = engines.adapted_gpt2()
+    private = engines.engine(engines.MODELS[method](), zero_stage=0)
+    model = engines.MODELS[method]()
     parameters = [p for p in model.parameters() if p.requires_grad]
     total = torch.zeros(private.trained.numel, dtype=torch.float64)
     for index in private.sampler.records(step):
-        batch = engines.load(data, [index])
-        loss = engine_loss(model, batch)
+        loss = causal_lm(model, engines.load(engines.data_set(), [index])).sum()
         flat = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double()
         total += flat * min(1.0, engines.MECHANISM.max_grad_norm / float(flat.norm()))
     std = engines.MECHANISM.noise_multiplier * engines.MECHANISM.max_grad_norm / engines.BATCH
@@ -30,20 +33,38 @@ def reference(data, step):
     return total / engines.BATCH + torch.from_numpy(noise)
 
 
-def engine_loss(model, batch):
-    from tributary_worker.objectives import causal_lm
-
-    return causal_lm(model, batch).sum()
+def check_step(method, **settings):
+    private = engines.engine(engines.MODELS[method](), **settings)
+    for step in (0, 1):
+        found = engines.received(private, engines.data_set(), step)
+        assert torch.allclose(found.double(), reference(method, step), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("zero_stage", STAGES)
-@pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
-def test_the_optimizer_gets_the_clipped_mean_plus_noise_in_every_stage(zero_stage, micro_batch_size):
-    data = engines.data_set()
-    private = engines.engine(engines.adapted_gpt2(), zero_stage=zero_stage, micro_batch_size=micro_batch_size)
-    for step in (0, 1):
-        found, expected = engines.received(private, data, step), reference(data, step)
-        assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("method", engines.MODELS)
+def test_the_optimizer_gets_the_clipped_mean_plus_noise_in_every_stage(method, zero_stage):
+    check_step(method, zero_stage=zero_stage, micro_batch_size=3)
+
+
+@pytest.mark.privacy_matrix
+@pytest.mark.parametrize("zero_stage", STAGES)
+@pytest.mark.parametrize("method", engines.MODELS)
+@pytest.mark.parametrize("micro_batch_size", [1, 8])
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_the_same_for_any_micro_batch_with_and_without_checkpointing(
+    method, zero_stage, micro_batch_size, gradient_checkpointing
+):
+    check_step(
+        method,
+        zero_stage=zero_stage,
+        micro_batch_size=micro_batch_size,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+
+
+@pytest.mark.parametrize("method", engines.MODELS)
+def test_checkpointing_changes_no_gradient(method):
+    check_step(method, zero_stage=2, gradient_checkpointing=True)
 
 
 @pytest.mark.parametrize("zero_stage", STAGES)
