@@ -100,7 +100,9 @@ class Operator:
         """One term, until the Lease is lost or a signal says stop. Ends with nothing left that writes."""
         world = connect(self.settings, api, self.daemons)
         self.daemons.start(world, reconcilers(world, self.daemons))
-        log.info("operator started", worker_image=self.settings.worker_image, bucket=self.settings.bucket)
+        settings = self.settings
+        key = settings.signing_key.public  # what an owner may trust alone
+        log.info("operator started", worker_image=settings.worker_image, bucket=settings.bucket, hub_key=key)
         over = asyncio.Event()
         watching = asyncio.create_task(self._watch(over), name="kopf")
         try:
