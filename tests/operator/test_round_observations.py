@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from kubernetes.aio.client import V1Job, V1ObjectMeta
+from memory_store import MemoryStore
 from round_worlds import BASE, SETTINGS, T0, a_client, a_delta, a_plan, a_round, decided, nn
 from signers import HUB_KEY, OWNER_KEY
 
@@ -15,6 +17,7 @@ from tributary_accounting.ledger import Chain, LedgerBroken
 from tributary_accounting.signatures import SigningKey
 from tributary_api.client import FederatedClient
 from tributary_api.records import BundleManifest, LedgerEntry, LedgerKind, RoundPlan
+from tributary_api.round import Method
 from tributary_operator import names
 from tributary_operator.accounting import Account, LedgerRef
 from tributary_operator.api import Forbidden
@@ -23,12 +26,15 @@ from tributary_operator.jobs import Denied
 from tributary_operator.kinds import Kind
 from tributary_operator.reconciler import World
 from tributary_operator.rounds.eligibility import name_of
+from tributary_operator.rounds.models import trained_weights
 from tributary_operator.rounds.observe import Memory, observe
 from tributary_operator.rounds.reconciler import _Effects
 from tributary_operator.rounds.training import ACCESS_LOST_AFTER
 from tributary_operator.store import Records
+from tributary_store import bundle
 from tributary_store.bundle import BUNDLE_FILE, bundle_digest, file_uri
 from tributary_store.errors import AccessDenied, ObjectMissing
+from tributary_store.tensors import encode_header
 
 FEDROUND = a_round(clients={"minAvailable": 1})
 PLAN = a_plan(FEDROUND, [a_client("a"), a_client("b")])
@@ -284,3 +290,20 @@ async def test_a_job_that_is_forbidden_costs_the_round_its_client_only_when_that
     now += ACCESS_LOST_AFTER / 2
     assert _Effects(world, memory).refused(job, Forbidden("no"))
     assert memory.refused[nn("a")].reason == "NoAccess"
+
+
+async def test_full_training_counts_every_stored_weight(tmp_path: Path) -> None:
+    store = MemoryStore()
+    (tmp_path / "config.json").write_text("{}")
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+        "a": ("F32", (5, 3)),
+        "b": ("BF16", (7,)),
+        "s": ("F32", ()),
+    }
+    data = encode_header(shapes, {}) + bytes(4 * 15 + 2 * 7 + 4)
+    (tmp_path / "model.safetensors").write_bytes(data)
+    ref = bundle.push(store, tmp_path, LAYOUT.models)
+    world = replace(a_world([], {}), records=Records(store, 1))  # type: ignore[arg-type]
+    assert await trained_weights(world, Method.model_validate({"full": {}}), ref) == 15 + 7 + 1
+    gone = ref.model_copy(update={"uri": ref.uri + "x"})
+    assert await trained_weights(world, Method.model_validate({"full": {}}), gone) is None

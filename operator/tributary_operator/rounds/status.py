@@ -25,9 +25,9 @@ from tributary_operator.rounds.training import Member, Standing, members
 
 NOISE_ACCEPTABLE = "NoiseAcceptable"
 NOISE_TO_SIGNAL_MAX = 10.0
-"""Above it, a step's noise is ten times as long as the longest possible mean gradient, and even a hundred steps
-that all pull one way only just come up to their noise (steps add up as T, noise as √T). The demo's rounds,
-which do learn, stand at 2.3."""
+"""Above it, a step's noise is ten times as long as the longest possible mean gradient, and even a hundred
+steps that all pull one way only just come up to their noise (steps add up as T, noise as √T). The demo's
+rounds, which do learn, stand at 2.3."""
 
 EVALUATED = "Evaluated"
 COMPLETE = "Complete"
@@ -97,8 +97,8 @@ def _noise(s: Situation) -> list[Condition]:
     if max(ratios) <= NOISE_TO_SIGNAL_MAX:
         return [_condition(s, NOISE_ACCEPTABLE, "True", "NoiseNearSignal")]
     message = (
-        f"the noise of a step is {max(ratios):.3g} times as long as the longest possible mean gradient; above "
-        f"{NOISE_TO_SIGNAL_MAX:g} a round can hardly help: raise privacy.epsilon or "
+        f"the noise of a step is {max(ratios):.3g} times as long as the longest possible mean gradient; "
+        f"above {NOISE_TO_SIGNAL_MAX:g} a round can hardly help: raise privacy.epsilon or "
         "training.expectedBatchSize, or train fewer weights (method.lora with a smaller rank or fewer "
         "targetModules); spec.suspend stops this round before it spends more"
     )
