@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ class Round:
     deltas: Mapping[str, Tensors]
     weights: Mapping[str, float]
     quorum: int = 1
+    aggregation: Mapping[str, Any] = field(default_factory=dict)
+    task_kind: str = "CausalLM"
 
     @property
     def task(self) -> AggregateTask:
@@ -79,8 +81,9 @@ class Round:
                 "runKey": RUN_KEY,
                 "round": {"namespace": "hub", "name": "round-1"},
                 "baseModel": self.base.to_json_object(),
+                "task": self.task_kind,
                 "method": self.method,
-                "aggregation": {},
+                "aggregation": self.aggregation,
                 "deltas": inputs,
                 "quorum": self.quorum,
                 "store": {"endpoint": "http://s3.example"},
@@ -190,7 +193,8 @@ def _delta(
         return {name: noise(*tensor.shape) for name, tensor in tensors_of(base_directory).items()}
     delta = {}
     for module, (inputs, outputs) in modules.items():
-        a = frozen_a(RUN_KEY, module, RANK, inputs) if method == FROZEN else noise(RANK, inputs)
+        is_frozen = method["lora"].get("freezeA", True)
+        a = frozen_a(RUN_KEY, module, RANK, inputs) if is_frozen else noise(RANK, inputs)
         delta[f"base_model.model.{module}.lora_A.weight"] = a
         delta[f"base_model.model.{module}.lora_B.weight"] = noise(outputs, RANK)
     return delta

@@ -360,6 +360,21 @@ class PrivacyPlan(ApiModel):
     """How many such rounds the tightest budget of the cohort holds, this one included; at most 100 are counted."""
 
 
+class AggregationStatus(ApiModel):
+    """How far the aggregation is, and how many bytes it moved."""
+
+    percent: int = 0
+    """Of the bytes to read; looked at every few seconds."""
+    megabytes_per_second: int = 0
+    """Read by all pods together, since each began."""
+    delta_bytes: int = 0
+    """What the clients sent, once the new model is there."""
+    bytes_read: int = 0
+    """What the aggregation read for it: deltas, base model and the server optimizer's state."""
+    bytes_written: int = 0
+    """Size of the new weights and the new state."""
+
+
 class FederatedRoundStatus(ApiModel):
     observed_generation: int = 0
     """The generation of the spec that this status is about."""
@@ -376,6 +391,7 @@ class FederatedRoundStatus(ApiModel):
     privacy: PrivacyPlan = PrivacyPlan()
     base_model: ModelRef | None = None
     """The model that the round starts from, resolved."""
+    aggregation: AggregationStatus | None = None
     model: ModelRef | None = None
     """The new model."""
     metrics: Annotated[list[Metric], Field(max_length=32)] = []

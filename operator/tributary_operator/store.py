@@ -54,6 +54,11 @@ class Records:
             return None
         return self._remember(uri, _parsed(uri, data, model))
 
+    async def names(self, prefix_uri: str) -> list[str]:
+        """URIs of the objects below the prefix, in order."""
+        metrics.STORE_REQUESTS.labels("list").inc()
+        return await self.in_thread(lambda: [info.uri for info in self.store.list(prefix_uri)])
+
     async def put(self, uri: str, body: ApiModel) -> bool:
         """Create the record. True: by this call. False: it was there already, with the same bytes.
 

@@ -72,7 +72,7 @@ def aggregate(task: AggregateTask, place: Place) -> AggregateManifest:
     if store.head(task.manifest_uri) is not None:
         return published(task, store)
     base = open_base(store, task.base_model)
-    plan = plan_for(task.method, base, task.run_key)
+    plan = plan_for(task, base)
     admission = Admission(task, store, plan.expected(), place.log)
     while True:
         cohort = admission.cohort()

@@ -133,6 +133,7 @@ def aggregate_job(run: Run, receipt_keys: Mapping[NamespacedName, str], attempt:
         run_key=run.plan.run_key,
         round=run.plan.round,
         base_model=run.plan.base_model,
+        task=run.fedround.spec.task,
         method=run.fedround.spec.method,
         aggregation=run.fedround.spec.aggregation,
         deltas=[_delta_input(run, members[c], receipt_keys[c]) for c in sorted(receipt_keys, key=str)],
@@ -141,7 +142,9 @@ def aggregate_job(run: Run, receipt_keys: Mapping[NamespacedName, str], attempt:
         models_uri=layout.models,
         manifest_uri=layout.aggregate_manifest(run.plan.run_key),
     )
-    return _hub_job(run, names.AGGREGATE, task, names.aggregate_job(run.fedround, attempt), attempt=attempt)
+    pods = task.aggregation.parallelism
+    name = names.aggregate_job(run.fedround, attempt)
+    return _hub_job(run, names.AGGREGATE, task, name, attempt=attempt, pods=pods)
 
 
 def _delta_input(run: Run, planned: PlannedClient, receipt_key: str) -> DeltaInput:
@@ -175,7 +178,7 @@ def evaluate_job(run: Run, model: ModelRef, attempt: int) -> V1Job:
     return _hub_job(run, names.EVALUATE, task, names.evaluate_job(run.fedround, attempt), attempt=attempt)
 
 
-def _hub_job(run: Run, stage: str, task: ApiModel, name: str, *, attempt: int) -> V1Job:
+def _hub_job(run: Run, stage: str, task: ApiModel, name: str, *, attempt: int, pods: int = 1) -> V1Job:
     settings, fedround = run.settings, run.fedround
     shape = PodShape(
         stage=stage,
@@ -190,7 +193,7 @@ def _hub_job(run: Run, stage: str, task: ApiModel, name: str, *, attempt: int) -
     metadata = _metadata(fedround, name, fedround.metadata.namespace, labels)
     # Owner references do not cross namespaces; here, in the round's own, they clean up without the operator.
     metadata.owner_references = [_owner(fedround)]
-    return _job(fedround, metadata, shape, pods=1, deadline_seconds=settings.hub_job_deadline_seconds)
+    return _job(fedround, metadata, shape, pods=pods, deadline_seconds=settings.hub_job_deadline_seconds)
 
 
 def _owner(fedround: FederatedRound) -> V1OwnerReference:

@@ -15,6 +15,7 @@ from tributary_api.records import LedgerKind, OutcomeKind, RoundOutcome
 from tributary_api.round import FederatedRoundStatus
 from tributary_operator.decision import (
     AT_ONCE,
+    POLL_AFTER,
     Decision,
     Delete,
     Done,
@@ -36,6 +37,9 @@ from tributary_operator.settings import Settings
 
 LEDGER_ENTRIES_MAX = 50
 """Of one pass, so that a large round still notices what happens meanwhile."""
+
+PROGRESS_AFTER = timedelta(seconds=10)
+"""How often the aggregation's progress is looked at."""
 
 Step = Callable[[Situation], Outcome]
 
@@ -75,6 +79,7 @@ def aggregate_deltas(s: Situation) -> Outcome:
         reason="Aggregating",
         message=f"averaging the deltas of {len(keys)} clients",
         apply=() if s.seen.aggregation.active else (job,),
+        poll_after=PROGRESS_AFTER if s.seen.aggregation.active else POLL_AFTER,
         delete=stops(s.seen, list(s.seen.training)),  # the stragglers of a deadline
     )
 

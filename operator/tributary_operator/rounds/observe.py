@@ -18,6 +18,7 @@ from tributary_api.records import (
     DeltaManifest,
     EvaluationReport,
     PlannedClient,
+    ProgressMark,
     RoundOutcome,
     RoundPlan,
 )
@@ -93,6 +94,8 @@ async def _planned(
     layout = world.settings.layout
     aggregation, evaluation = (_of_stage(jobs, stage) for stage in (names.AGGREGATE, names.EVALUATE))
     manifest_uri, report_uri = layout.aggregate_manifest(plan.run_key), layout.evaluation(plan.run_key)
+    aggregate = await _record(world, memory, manifest_uri, aggregation, AggregateManifest)
+    is_aggregating = aggregate is None and aggregation.active is not None
     return ObservedRound(
         plan=plan,
         clients=clients,
@@ -101,7 +104,8 @@ async def _planned(
         denied=denied,
         training=await _training(world, plan, jobs, denied, memory),
         deltas=dict(memory.deltas),
-        aggregate=await _record(world, memory, manifest_uri, aggregation, AggregateManifest),
+        aggregate=aggregate,
+        progress=await _progress(world, plan.run_key) if is_aggregating else (),
         aggregation=await _attempts(world, aggregation, memory),
         report=await _record(world, memory, report_uri, evaluation, EvaluationReport),
         evaluation=await _attempts(world, evaluation, memory),
@@ -109,6 +113,14 @@ async def _planned(
         affordable_rounds=memory.affordable_rounds,
         is_announced=is_announced,
     )
+
+
+async def _progress(world: World, run_key: str) -> tuple[ProgressMark, ...]:
+    """One listing, and a read for each pod that came further."""
+    uri = world.settings.layout.aggregate_records(run_key).progress
+    newest = {place.rpartition("/")[0]: place for place in await world.records.names(uri)}
+    found = [await world.records.find(place, ProgressMark) for place in newest.values()]
+    return tuple(mark for mark in found if mark is not None)
 
 
 def _is_announced(fedround: FederatedRound, plan: RoundPlan) -> bool:

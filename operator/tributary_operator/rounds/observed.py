@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 
 from tributary_api.client import FederatedClient
 from tributary_api.meta import NamespacedName
-from tributary_api.records import AggregateManifest, DeltaManifest, EvaluationReport, RoundOutcome, RoundPlan
+from tributary_api.records import (
+    AggregateManifest,
+    DeltaManifest,
+    EvaluationReport,
+    ProgressMark,
+    RoundOutcome,
+    RoundPlan,
+)
 from tributary_api.round import ClientFailure
 from tributary_api.shared import ModelRef
 from tributary_operator.decision import Delete
@@ -125,6 +132,8 @@ class ObservedRound:
     )
     """Deltas that were delivered under the grant."""
     aggregate: AggregateManifest | None = None
+    progress: tuple[ProgressMark, ...] = ()
+    """The newest of each pod that aggregates."""
     aggregation: Attempts = NO_ATTEMPTS
     report: EvaluationReport | None = None
     evaluation: Attempts = NO_ATTEMPTS

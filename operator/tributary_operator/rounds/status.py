@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tributary_api.meta import Condition, ConditionStatus
 from tributary_api.records import EvaluationReport, OutcomeKind, RoundOutcome, RoundPlan
 from tributary_api.round import (
+    AggregationStatus,
     ClientCounts,
     ClientFailure,
     FederatedRoundStatus,
@@ -65,6 +66,7 @@ def status(s: Situation, at: Position | RoundOutcome) -> FederatedRoundStatus:
         failed_clients=list(census.failures[:FAILURES_SHOWN_MAX]),
         privacy=_privacy(seen, old.privacy),
         base_model=_base_model(seen) or old.base_model,
+        aggregation=_aggregation(s) or old.aggregation,
         model=seen.aggregate.model if seen.aggregate is not None else _model(at),
         metrics=at.metrics if isinstance(at, RoundOutcome) else metrics_of(seen.report),
     )
@@ -193,6 +195,25 @@ def _after(plan: RoundPlan, outcome: RoundOutcome) -> Census:
         excluded=len(plan.excluded),
     )
     return Census(counts, [*outcome.failed, *plan.excluded])
+
+
+def _aggregation(s: Situation) -> AggregationStatus | None:
+    made, marks = s.seen.aggregate, s.seen.progress
+    if made is not None:
+        return AggregationStatus(
+            percent=100,
+            delta_bytes=made.delta_bytes,
+            bytes_read=made.bytes_read,
+            bytes_written=made.bytes_written,
+        )
+    if not marks:
+        return None
+    # Of pods that have not said anything yet, as much is expected as of the others.
+    expected = sum(mark.bytes_total for mark in marks) * s.fedround.spec.aggregation.parallelism / len(marks)
+    return AggregationStatus(
+        percent=min(99, int(100 * sum(mark.bytes_done for mark in marks) / max(1, expected))),
+        megabytes_per_second=sum(mark.bytes_per_second for mark in marks) // 10**6,
+    )
 
 
 def _privacy(seen: ObservedRound, old: PrivacyPlan) -> PrivacyPlan:

@@ -14,6 +14,7 @@ from tributary_store.objects import Objects
 from tributary_worker.aggregation.making import Maker
 from tributary_worker.aggregation.optimizing import manifest_uri, settings_of
 from tributary_worker.aggregation.reader import CheckedReader
+from tributary_worker.aggregation.scratch import discard_unfinished
 from tributary_worker.aggregation.shards import Shard, index_of
 from tributary_worker.aggregation.strategies import server_optimizer_for
 
@@ -47,6 +48,7 @@ def finish_model(
 
 def _copy(store: Objects, source: str, target: str, file: FileDigest) -> None:
     """Configuration and tokenizer of the base model."""
+    discard_unfinished(store, target)
     reader, upload = CheckedReader(store, source, file), store.begin(target)
     for start, _ in spans(file.size):
         upload.write(reader.chunk(start))

@@ -16,7 +16,8 @@ import numpy as np
 
 from tributary_api.base import sha256_of
 from tributary_api.failures import Reason
-from tributary_api.round import LoraMethod, Method
+from tributary_api.round import LoraMethod
+from tributary_api.tasks import AggregateTask
 from tributary_store.tensors import TensorInfo
 from tributary_worker import lora_names
 from tributary_worker.aggregation.base import BaseModel, check_changeable
@@ -29,6 +30,7 @@ from tributary_worker.failures import StageFailure
 from tributary_worker.lora_init import frozen_a
 
 WEIGHT_SUFFIX = ".weight"
+HEAD_SUFFIXES = (WEIGHT_SUFFIX, ".bias")
 CHANGE_ELEMENTS = 1 << 21
 """Elements of a low-rank change that are worked out at a time."""
 
@@ -59,14 +61,16 @@ class MethodPlan(Protocol):
         ...
 
 
-def plan_for(method: Method, base: BaseModel, run_key: str) -> MethodPlan:
-    """StageFailure (ModelUnsupported) if the method cannot be applied to this model."""
-    if method.lora is None:
+def plan_for(task: AggregateTask, base: BaseModel) -> MethodPlan:
+    """StageFailure (ModelUnsupported) if the round's method cannot be applied to this model."""
+    lora = task.method.lora
+    if lora is None:
         return FullPlan({name: info for name, info in base.tensors.items() if info.dtype in WEIGHT_DTYPES})
-    targets = _targets(method.lora, base)
-    for target in targets.values():
-        check_changeable(target.tensor)
-    return (FrozenPlan if method.lora.freeze_a else ProductPlan)(method.lora, run_key, targets)
+    head = lora_names.head_of(base.model_type, task.task)
+    targets, heads = _targets(lora, base, head), _heads(base, head)
+    for info in [*(target.tensor for target in targets.values()), *heads.values()]:
+        check_changeable(info)
+    return (FrozenPlan if lora.freeze_a else ProductPlan)(lora, task.run_key, targets, heads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,8 @@ class LoraPlan:
     run_key: str
     targets: Mapping[str, Target]
     """By the name of the base model's tensor."""
+    heads: Mapping[str, TensorInfo]
+    """Tensors of the base model that are trained in full beside the adapters."""
 
     @property
     def is_dense(self) -> bool:
@@ -143,13 +149,22 @@ class LoraPlan:
         return self.method.alpha / self.method.rank
 
     def is_trained(self, tensor: str) -> bool:
-        return tensor in self.targets
+        return tensor in self.targets or tensor in self.heads
 
-    def chosen(self, tensors: Sequence[TensorInfo]) -> list[Target]:
-        return [self.targets[info.name] for info in tensors if info.name in self.targets]
+    def variables(self, tensors: Sequence[TensorInfo]) -> list[Variable]:
+        trained = (info for info in tensors if self.is_trained(info.name))
+        return [
+            Variable(info.name, info.elements)
+            if info.name in self.heads
+            else self.variable(self.targets[info.name])
+            for info in trained
+        ]
+
+    def variable(self, target: Target) -> Variable:
+        return Variable(target.tensor.name, target.tensor.elements)
 
     def expected(self) -> Mapping[str, ExpectedTensor]:
-        tensors: dict[str, ExpectedTensor] = {}
+        tensors = {name: ExpectedTensor(info.shape) for name, info in self.heads.items()}
         for target in self.targets.values():
             tensors[target.factor("lora_B")] = ExpectedTensor((target.outputs, self.method.rank))
             tensors[target.factor("lora_A")] = self.expected_a(target)
@@ -171,14 +186,16 @@ class FrozenPlan(LoraPlan):
         digest = sha256_of(self._frozen_a(target).tobytes())
         return ExpectedTensor((self.method.rank, target.inputs), is_required=False, digest=digest)
 
-    def variables(self, tensors: Sequence[TensorInfo]) -> list[Variable]:
-        rank = self.method.rank
-        return [Variable(t.factor("lora_B"), t.outputs * rank) for t in self.chosen(tensors)]
+    def variable(self, target: Target) -> Variable:
+        return Variable(target.factor("lora_B"), target.outputs * self.method.rank)
 
     def changes(self, combined: Combined) -> Iterator[Change]:
         by_factor = {target.factor("lora_B"): target for target in self.targets.values()}
         for name, b in _whole(combined):
-            target = by_factor[name]
+            target = by_factor.get(name)
+            if target is None:
+                yield Change(name, 0, b)
+                continue
             values = b.reshape(target.outputs, self.method.rank)
             yield from _low_rank(target, target.change(values, self._frozen_a(target), self.scale))
 
@@ -213,14 +230,13 @@ def _low_rank(target: Target, change: LowRank) -> Iterator[Change]:
 class ProductPlan(LoraPlan):
     """Every client has an A of its own: the products Bᵢ Aᵢ are combined, exactly, and never B and A apart."""
 
-    def variables(self, tensors: Sequence[TensorInfo]) -> list[Variable]:
-        return [Variable(t.tensor.name, t.tensor.elements) for t in self.chosen(tensors)]
-
     def changes(self, combined: Combined) -> Iterator[Change]:
         return dense_changes(combined)
 
     def values(self, copies: Copies, client: int, segment: Segment) -> Array:
         """Elements of one client's (alpha / rank) · B A, float64."""
+        if segment.name in self.heads:
+            return copies.read(client, segment.name, segment.start, segment.stop)
         target = self.targets[segment.name]
         rank = self.method.rank
         b = copies.read(client, target.factor("lora_B"), 0, target.outputs * rank)
@@ -240,7 +256,13 @@ class LocalValues:
         return [self.plan.values(self.copies, client, segment) for segment in block]
 
 
-def _targets(method: LoraMethod, base: BaseModel) -> dict[str, Target]:
+def _heads(base: BaseModel, head: str | None) -> dict[str, TensorInfo]:
+    """The tensors of the layer that gives a classifier's classes."""
+    names = {f"{head}{suffix}" for suffix in HEAD_SUFFIXES}
+    return {name: info for name, info in base.tensors.items() if name in names}
+
+
+def _targets(method: LoraMethod, base: BaseModel, head: str | None) -> dict[str, Target]:
     leaves = lora_names.target_leaves(base.model_type, method.target_modules)
     modules = {
         name.removesuffix(WEIGHT_SUFFIX): info
@@ -261,4 +283,5 @@ def _targets(method: LoraMethod, base: BaseModel) -> dict[str, Target]:
             modules[module], prefix + module, lora_names.is_transposed(base.model_type, module)
         )
         for module in chosen
+        if module != head
     }
