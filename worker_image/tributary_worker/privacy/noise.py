@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from tributary_worker.privacy.keystream import Keystream
 
@@ -63,18 +64,20 @@ class GaussianNoise:
 
     def _standard(self, step: int, start: int, stop: int) -> npt.NDArray[np.float64]:
         words = self._keystream.words(step, WORDS_PER_ELEMENT * start, WORDS_PER_ELEMENT * (stop - start))
-        # 53 bits, and never 0, whose logarithm would be infinite.
-        uniforms = ((words >> np.uint64(11)).astype(np.float64) + 1.0) * 2.0**-53
-        radius_a, angle_a, radius_b, angle_b = uniforms.reshape(-1, WORDS_PER_ELEMENT).T
-        return (_box_muller_pair(radius_a, angle_a) + _box_muller_pair(radius_b, angle_b)) / 2.0
+        # 53 bits, and never 0, whose logarithm would be infinite. One row for each of the four words.
+        bits = (words >> np.uint64(11)).view(np.int64).astype(np.float64).reshape(-1, WORDS_PER_ELEMENT).T
+        uniforms = torch.from_numpy(np.ascontiguousarray(bits)).add_(1.0).mul_(2.0**-53)
+        radius_a, angle_a, radius_b, angle_b = uniforms
+        total = _box_muller_pair(radius_a, angle_a).add_(_box_muller_pair(radius_b, angle_b))
+        standard: npt.NDArray[np.float64] = total.mul_(0.5).numpy()
+        return standard
 
 
-def _box_muller_pair(
-    radius: npt.NDArray[np.float64], angle: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """The sum of both Gaussians of a Box-Muller pair (Box and Muller, 1958), from two uniforms in (0, 1]."""
-    turn = 2.0 * math.pi * angle
-    return np.sqrt(-2.0 * np.log(radius)) * (np.cos(turn) + np.sin(turn))
+def _box_muller_pair(radius: Tensor, angle: Tensor) -> Tensor:
+    """The sum of both Gaussians of a Box-Muller pair (Box and Muller, 1958), from two uniforms in (0, 1],
+    which are used up. In PyTorch, whose logarithm, sine and cosine are several times as fast as NumPy's."""
+    turn = angle.mul_(2.0 * math.pi)
+    return radius.log_().mul_(-2.0).sqrt_().mul_(turn.cos().add_(turn.sin_()))
 
 
 def _chunks(start: int, stop: int) -> Iterator[tuple[int, int]]:
