@@ -48,6 +48,8 @@ class Arm:
             stdout=subprocess.PIPE,
             stderr=log.open("wb"),
         )
+
+    def wait_until_ready(self) -> None:
         self._answer()
 
     def step(self) -> Mapping[str, float]:
@@ -114,6 +116,8 @@ def running(setting: Setting, threads: int) -> Iterator[list[Arm]]:
         for name in ARMS[setting.method]:
             arms.append(Arm(name, setting, threads, Path(directory) / name))
             ends.callback(arms[-1].end)
+        for arm in arms:
+            arm.wait_until_ready()
         yield arms
 
 
