@@ -1,5 +1,7 @@
 """A delta that cannot be trusted is left out by name, and the others make the model that they would alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny_models
@@ -90,6 +92,14 @@ def remove(uri):
     return lambda made: made.store.objects.pop(uri)
 
 
+def scaled(made, factor):
+    return save({k: v if "lora_A" in k else factor * v for k, v in made.deltas["b"].items()})
+
+
+def too_large(made):
+    made.publish("b", scaled(made, 100))
+
+
 CASES = {
     "not a number": (with_tensor(B, put(-1, np.nan)), "NonFiniteDelta", "not finite"),
     "infinite": (with_tensor(B, put(0, -np.inf)), "NonFiniteDelta", "not finite"),
@@ -101,6 +111,13 @@ CASES = {
         "not a whole safetensors",
     ),
     "empty": (lambda m: m.publish("b", b""), "DeltaDamaged", "not a whole safetensors"),
+    "a hundred times too large": (too_large, "NormTooLarge", "10 times the cohort's median"),
+    "larger than it says": (
+        lambda m: m.publish("b", scaled(m, 100), l2_norm=0.3),
+        "NormMismatch",
+        "its manifest states 0.3",
+    ),
+    "a norm that is none": (lambda m: m.publish("b", l2_norm=float("nan")), "DeltaDamaged", "not a delta"),
     "no delta": (remove(LAYOUT.delta(client("b"), RUN_KEY)), "DeltaMissing", "delta.safetensors"),
     "no manifest": (remove(LAYOUT.delta_manifest(client("b"), RUN_KEY)), "DeltaMissing", "manifest.json"),
     "another shape": (with_tensor(B, lambda t: t.T.copy()), "DeltaMalformed", "shape (3, 64), not (64, 3)"),
@@ -169,6 +186,49 @@ def test_a_store_that_does_not_answer_says_nothing_about_a_delta(made, tmp_path,
     monkeypatch.setattr(made.store, "get", unreachable)
     with pytest.raises(StoreUnreachable):
         made.run(tmp_path / "work")
+
+
+FULL_B = "model.layers.0.self_attn.q_proj.weight"
+FULL_CASES = {
+    "not a number": (
+        with_tensor(FULL_B, put(-1, np.nan)),
+        "NonFiniteDelta",
+        f"tensor {FULL_B} is not finite",
+    ),
+    "infinite": (with_tensor(FULL_B, put(0, -np.inf)), "NonFiniteDelta", "not finite"),
+    "another type": (with_tensor(FULL_B, lambda t: t.astype(np.float16)), "DeltaMalformed", "type F16"),
+    "another shape": (with_tensor(FULL_B, lambda t: t[:-1].copy()), "DeltaMalformed", "has shape (63, 64)"),
+    "a tensor too few": (without(FULL_B), "DeltaMalformed", f"no tensor {FULL_B}"),
+    "larger than it says": (
+        lambda m: m.publish("b", save({k: 9 * v for k, v in m.deltas["b"].items()}), l2_norm=4.0),
+        "NormMismatch",
+        "its manifest states 4",
+    ),
+    "a hundred times too large": (
+        lambda m: m.publish("b", save({k: 100 * v for k, v in m.deltas["b"].items()})),
+        "NormTooLarge",
+        "10 times",
+    ),
+} | {name: CASES[name] for name in ("a flipped bit", "cut off", "empty", "no delta", "another grant")}
+
+
+@pytest.mark.parametrize("strategy", [{}, {"strategy": "Median"}, {"strategy": "GeometricMedian"}], ids=str)
+@pytest.mark.parametrize("case", FULL_CASES)
+def test_a_bad_delta_of_all_weights_is_left_out_by_name(base, tmp_path, case, strategy):
+    """It is found on the way, when much of the new model is written; the pass starts again without it."""
+    spoil, reason, message = FULL_CASES[case]
+    made = full_round(base, strategy)
+    spoil(made)
+    manifest = made.run(tmp_path / "work")
+    (failure,) = manifest.excluded
+    assert (failure.client, failure.reason) == ("clinic-b/notes", reason)
+    assert message in failure.message
+    others = full_round(base, strategy).only("a", "c", "d").run(tmp_path / "others")
+    assert manifest.model.digest == others.model.digest
+
+
+def full_round(base, strategy):
+    return replace(a_round(*base, FULL, clients=4), aggregation=strategy)
 
 
 @pytest.mark.parametrize("method", [FROZEN, FULL], ids=["frozen-a", "full"])
