@@ -18,8 +18,8 @@ from torch import Tensor
 from tributary_worker.privacy.keystream import Keystream
 
 WORDS_PER_ELEMENT = 4
-ELEMENTS_PER_CHUNK = 2**16
-"""Bounds the working memory at about 10 MB and keeps it in the cache."""
+ELEMENTS_PER_CHUNK = 2**15
+"""Stays in the cache, and PyTorch does not divide an operation of this size: whole chunks go to threads."""
 
 GRID_BITS = 18
 """The noised value is rounded to a multiple of a power of two at most std * 2**-18: coarse beside the 53 bits
@@ -66,7 +66,7 @@ class GaussianNoise:
         words = self._keystream.words(step, WORDS_PER_ELEMENT * start, WORDS_PER_ELEMENT * (stop - start))
         # 53 bits, and never 0, whose logarithm would be infinite. One row for each of the four words.
         bits = (words >> np.uint64(11)).view(np.int64).astype(np.float64).reshape(-1, WORDS_PER_ELEMENT).T
-        uniforms = torch.from_numpy(np.ascontiguousarray(bits)).add_(1.0).mul_(2.0**-53)
+        uniforms = torch.from_numpy((np.ascontiguousarray(bits) + 1.0) * 2.0**-53)
         radius_a, angle_a, radius_b, angle_b = uniforms
         total = _box_muller_pair(radius_a, angle_a).add_(_box_muller_pair(radius_b, angle_b))
         standard: npt.NDArray[np.float64] = total.mul_(0.5).numpy()
