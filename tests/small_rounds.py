@@ -17,8 +17,8 @@ from aggregation_worlds import FULL, Round, a_round
 from memory_store import MemoryStore, MemoryUpload
 from safetensors.numpy import save_file
 
+from tributary_api.aggregation import DeltaEncoding
 from tributary_api.records import AggregateManifest, FileDigest
-from tributary_api.round import DeltaEncoding
 from tributary_store.objects import Bytes
 from tributary_worker.aggregate import Place, aggregate
 from tributary_worker.aggregation.making import Tuning

@@ -6,12 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tributary_api.aggregation import Aggregation, DeltaEncoding
 from tributary_api.base import ApiModel, Digest, PublicKey
 from tributary_api.client import ClientData
 from tributary_api.meta import NamespacedName
 from tributary_api.records import Grant, ModelRole, Signature
 from tributary_api.release import CompressionStep, Gate
-from tributary_api.round import Aggregation, DeltaEncoding, Method, Training
+from tributary_api.round import Method, Training
 from tributary_api.shared import DatasetRef, ModelRef, StoreEndpoint, TaskKind
 
 TASK_ENV = "TRIBUTARY_TASK"

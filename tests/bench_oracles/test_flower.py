@@ -17,7 +17,7 @@ flower = pytest.importorskip("flwr.serverapp.strategy", reason="Flower is in .ve
 
 from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict  # noqa: E402
 
-from tributary_api.round import Aggregation  # noqa: E402
+from tributary_api.aggregation import Aggregation  # noqa: E402
 from tributary_worker.aggregation.strategies import strategy_for  # noqa: E402
 from tributary_worker.aggregation.strategies.fedadagrad import FedAdagrad  # noqa: E402
 from tributary_worker.aggregation.strategies.fedadam import FedAdam  # noqa: E402

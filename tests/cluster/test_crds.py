@@ -216,7 +216,7 @@ STRATEGIES = [
 def test_too_few_clients_for_a_strategy_are_refused_before_anything_is_spent(
     installed: Kubectl, namespace: str, aggregation: Object, clients_min: int
 ) -> None:
-    from tributary_api.round import Aggregation
+    from tributary_api.aggregation import Aggregation
 
     assert Aggregation.model_validate(aggregation).clients_min == clients_min
     wanted = changed(fround(namespace), "spec.aggregation", aggregation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tributary_api.round import DeltaEncoding
+from tributary_api.aggregation import DeltaEncoding
 from tributary_worker.adoption import is_ours
 from tributary_worker.delta_file import write_delta
 from tributary_worker.privacy.keystream import Keystream

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import training_worlds as worlds
 
+from tributary_api.aggregation import DeltaEncoding
 from tributary_api.records import DeltaManifest
-from tributary_api.round import DeltaEncoding
 from tributary_store.tensors import TensorInfo, read_header
 from tributary_worker.aggregation.encodings import decode_block, stored_tensor
 from tributary_worker.train import train

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tributary_api.round import DeltaEncoding
+from tributary_api.aggregation import DeltaEncoding
 from tributary_store.tensors import encode_header, tensor_places
 from tributary_worker.aggregation.encodings import DTYPES, SCALES_SUFFIX, encode, encoded_shapes
 from tributary_worker.aggregation.numbers import Array

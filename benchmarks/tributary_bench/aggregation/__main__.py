@@ -16,7 +16,7 @@ from typing import Any
 
 from s3_servers import s3_server
 
-from tributary_api.round import DeltaEncoding
+from tributary_api.aggregation import DeltaEncoding
 from tributary_bench.aggregation.arms import (
     Bench,
     bare_store,

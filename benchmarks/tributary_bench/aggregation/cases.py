@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from tributary_api.round import DeltaEncoding, StrategyName
+from tributary_api.aggregation import DeltaEncoding, StrategyName
 
 VOCABULARY = 50257
 POSITIONS = 1024

@@ -14,8 +14,9 @@ import numpy as np
 from aggregation_worlds import LAYOUT, RECEIPT_KEY, RUN_KEY, client, delta_manifest, grant_digest
 from signers import OWNER_KEY
 
+from tributary_api.aggregation import DeltaEncoding
 from tributary_api.records import DeltaManifest, FileDigest
-from tributary_api.round import DeltaEncoding, Method
+from tributary_api.round import Method
 from tributary_api.shared import ModelRef, StoreEndpoint
 from tributary_api.tasks import AggregateTask
 from tributary_bench.aggregation.cases import Case, ModelShape, Shape

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tributary_api.aggregation import DeltaEncoding
 from tributary_api.failures import Reason
 from tributary_api.records import CHUNK_BYTES
-from tributary_api.round import DeltaEncoding
 from tributary_store import bundle
 from tributary_store.errors import ObjectDamaged
 from tributary_worker import lora, lora_names

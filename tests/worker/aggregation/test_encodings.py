@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from tributary_api.round import DeltaEncoding
+from tributary_api.aggregation import DeltaEncoding
 from tributary_store.tensors import TensorInfo, read_header
 from tributary_worker.aggregation import encodings
 from tributary_worker.aggregation.encodings import (

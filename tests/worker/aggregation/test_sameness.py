@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 from small_rounds import KilledError, MortalStore, lora, run_pods, small_round, vars_of
 
-from tributary_api.round import DeltaEncoding
+from tributary_api.aggregation import DeltaEncoding
 from tributary_worker.aggregation.making import Tuning
 
 SHARD_BYTES = 600

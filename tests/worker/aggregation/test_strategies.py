@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from tributary_api.aggregation import Aggregation
 from tributary_api.failures import Reason
-from tributary_api.round import Aggregation
 from tributary_worker.aggregation.strategies import Strategy, require_deltas, require_weights, strategy_for
 from tributary_worker.aggregation.strategies.sorting import merge_exchange, network
 from tributary_worker.failures import StageFailure

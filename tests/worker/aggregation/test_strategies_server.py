@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tributary_api.round import Aggregation
+from tributary_api.aggregation import Aggregation
 from tributary_worker.aggregation.strategies import ServerOptimizer, server_optimizer_for
 
 ADAPTIVE = ("FedAdam", "FedYogi", "FedAdagrad")

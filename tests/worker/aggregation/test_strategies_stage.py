@@ -13,8 +13,8 @@ import pytest
 import tiny_models
 from aggregation_worlds import FROZEN, FULL, SCALE, TRAINED_A, Round, a_round, client, tensors_of
 
+from tributary_api.aggregation import Aggregation, DeltaEncoding
 from tributary_api.failures import Reason
-from tributary_api.round import Aggregation, DeltaEncoding
 from tributary_api.tasks import AggregateTask
 from tributary_store import bundle
 from tributary_store.tensors import read_header

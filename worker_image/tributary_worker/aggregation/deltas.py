@@ -13,11 +13,11 @@ from enum import StrEnum
 from pydantic import ValidationError
 
 from tributary_accounting.signatures import SignatureRefused, verify
+from tributary_api.aggregation import DeltaEncoding
 from tributary_api.base import sha256_of
 from tributary_api.failures import Reason
 from tributary_api.meta import NamespacedName
 from tributary_api.records import CHUNK_BYTES, DeltaManifest
-from tributary_api.round import DeltaEncoding
 from tributary_api.tasks import AggregateTask, DeltaInput
 from tributary_store.digests import check_complete
 from tributary_store.errors import ObjectDamaged, ObjectMissing

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tributary_api.round import DeltaEncoding
+from tributary_api.aggregation import DeltaEncoding
 from tributary_store.tensors import DTYPE_BYTES, TensorInfo
 from tributary_worker.aggregation.numbers import Array
 from tributary_worker.privacy.keystream import Keystream

@@ -6,7 +6,8 @@ import math
 from functools import partial
 from pathlib import Path
 
-from tributary_api.round import DeltaEncoding, Method
+from tributary_api.aggregation import DeltaEncoding
+from tributary_api.round import Method
 from tributary_store.digests import read_span
 from tributary_store.tensors import TensorInfo, read_header
 from tributary_worker import lora_names

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from tributary_api.aggregation import DeltaEncoding
 from tributary_api.base import sha256_of
 from tributary_api.records import CHUNK_BYTES
-from tributary_api.round import DeltaEncoding
 from tributary_store.digests import spans
 from tributary_store.errors import ObjectDamaged, ObjectMissing
 from tributary_store.objects import Bytes, Objects

@@ -13,8 +13,8 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from tributary_api.aggregation import Aggregation, ServerOptimizerName, StrategyName
 from tributary_api.failures import Reason
-from tributary_api.round import Aggregation, ServerOptimizerName, StrategyName
 from tributary_worker.aggregation.numbers import Array
 from tributary_worker.aggregation.strategies.adaptive import Adaptive
 from tributary_worker.aggregation.strategies.fedadagrad import FedAdagrad
