@@ -33,7 +33,7 @@ class LeaseServer:
         given = body["metadata"].get("resourceVersion")
         if self.lease is not None and given is None:
             raise Invalid("metadata.resourceVersion: must be specified for an update")
-        if given is not None and (self.lease is None or given != str(self.version)):
+        if self.lease is not None and given != str(self.version):
             raise Conflict("the object has been modified")
         self.version += 1
         metadata = {**body["metadata"], "resourceVersion": str(self.version)}

@@ -30,7 +30,7 @@ def registry(
         return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
     @kopf.on.startup(registry=table)
-    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+    async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         settings.posting.enabled = False  # events are ours alone: on transitions, nothing else
         settings.scanning.disabled = True  # watching CRDs would need rights that we do not want
         settings.watching.server_timeout = watch_timeout_seconds
