@@ -137,6 +137,7 @@ REFUSALS = [
     ("round", "spec.method.full", {}, "choose one of lora and full"),
     ("round", "spec.method", {}, "choose one of lora and full"),
     ("round", "spec.training.deepspeed", {"zeroStage": 4}, "less than or equal to 3"),
+    ("round", "spec.training.baseDtype", "Float16", "Unsupported value"),
     ("round", "spec.clients.minAvailable", "120%", "should match"),
     ("round", "spec.training.learningRate", "0", "learningRate must be above 0"),
     ("round", "spec.training", REMOVED, "spec.training: Required value"),

@@ -235,6 +235,19 @@ def test_empty_rows_have_no_loss_and_the_others_that_of_their_own_text():
     assert losses[3].item() > 0
 
 
+def test_a_bidirectional_model_does_not_see_the_padding():
+    model = tiny_models.bert_classifier()
+    records = [Record(b"", "hello", 1), Record(b"", "a whole sentence", 2), Record(b"", None, 1)]
+    rows = tokenized(records, TaskKind.SEQUENCE_CLASSIFICATION, model_type="bert")
+    batch = rows.batch([0, 1, 2, EMPTY], CPU)
+    losses = sequence_classification(model, batch)
+    ids = torch.tensor(tiny_models.byte_tokenizer()("hello").input_ids)[None]
+    alone = torch.nn.functional.cross_entropy(model(input_ids=ids).logits, torch.tensor([1]))
+    assert losses[0].item() == pytest.approx(alone.item(), abs=1e-5)
+    assert losses[1].item() > 0
+    assert losses[2].item() == losses[3].item() == 0.0
+
+
 def test_labels_that_the_model_does_not_have_are_ignored():
     records = [
         Record(b"", "a", 0),
