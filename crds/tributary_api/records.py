@@ -209,7 +209,7 @@ class GramRecord(ApiModel):
 
 
 class ProgressMark(ApiModel):
-    """rounds/<runKey>/aggregate/<cohortKey>/progress/<pod>/<percent>.json: how far one pod is, now and then."""
+    """rounds/<runKey>/aggregate/progress/<pod>/<percent>.json: how far one pod is, now and then."""
 
     bytes_done: int
     """Read by this pod."""

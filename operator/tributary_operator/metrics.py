@@ -9,6 +9,14 @@ STORE_REQUESTS = Counter("tributary_store_requests_total", "Requests to the obje
 PASSES = Counter("tributary_passes_total", "Passes over an object, by result", ["kind", "result"])
 PASS_SECONDS = Histogram("tributary_pass_seconds", "Duration of a pass over an object", ["kind"])
 OBJECTS = Gauge("tributary_objects", "Objects that have a daemon", ["kind"])
+AGGREGATED_BYTES = Counter(
+    "tributary_aggregated_bytes_total",
+    "Bytes of aggregations that ended: sent by clients, read, written",
+    ["what"],
+)
+AGGREGATION_RATE = Gauge(
+    "tributary_aggregation_bytes_per_second", "Bytes per second that the aggregation looked at last reads"
+)
 EPSILON_REFUSALS = Counter("tributary_epsilon_refusals_total", "Reservations refused for lack of budget")
 
 

@@ -28,7 +28,7 @@ from round_worlds import (
     started,
 )
 
-from tributary_api.records import LedgerKind, OutcomeKind, RoundOutcome
+from tributary_api.records import LedgerKind, OutcomeKind, ProgressMark, RoundOutcome
 from tributary_operator import conditions, names
 from tributary_operator.api import Forbidden
 from tributary_operator.decision import LedgerRecord, PutRecord
@@ -415,6 +415,23 @@ def test_metrics_name_the_baseline_and_the_new_model() -> None:
     assert status.base_model == BASE
     assert status.privacy.noise_multiplier == "0.8"
     assert status.clients_summary == "1/1"
+
+
+def test_the_status_says_how_far_the_aggregation_is() -> None:
+    """A pod that has not said anything yet has as much before it as the other."""
+    two_pods = a_round(aggregation={"parallelism": 2})
+    running = attempts("hub", JobState.RUNNING, stage=names.AGGREGATE)
+    mark = ProgressMark(bytes_done=60, bytes_total=100, bytes_per_second=5_000_000)
+    seen = of(two_pods, "a", delivered=("a",), aggregation=running, progress=(mark,))
+    decision = decided(two_pods, seen)
+    assert decision.status.aggregation is not None
+    assert (decision.status.aggregation.percent, decision.status.aggregation.megabytes_per_second) == (30, 5)
+    assert decision.poll_after is not None
+    assert decision.poll_after <= timedelta(seconds=10)
+    made = of(two_pods, "a", delivered=("a",), aggregate=an_aggregate(AB.plan, [nn("a")]))
+    after = decided(two_pods, made).status.aggregation
+    assert after is not None
+    assert (after.percent, after.delta_bytes, after.bytes_written) == (100, 1, 1)
 
 
 def test_a_gang_gets_its_meeting_point_before_its_job() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,19 @@ from typing import Any
 import pytest
 from kubernetes.aio.client import V1Job, V1ObjectMeta
 from memory_store import MemoryStore
-from round_worlds import BASE, SETTINGS, T0, a_client, a_delta, a_plan, a_round, decided, nn
+from round_worlds import BASE, SETTINGS, T0, a_client, a_delta, a_job, a_plan, a_round, decided, nn
 from signers import HUB_KEY, OWNER_KEY
 
 from tributary_accounting.ledger import Chain, LedgerBroken
 from tributary_accounting.signatures import SigningKey
 from tributary_api.client import FederatedClient
-from tributary_api.records import BundleManifest, LedgerEntry, LedgerKind, RoundPlan
+from tributary_api.records import BundleManifest, LedgerEntry, LedgerKind, ProgressMark, RoundPlan
 from tributary_api.round import Method
 from tributary_operator import names
 from tributary_operator.accounting import Account, LedgerRef
 from tributary_operator.api import Forbidden
 from tributary_operator.clients.reconciler import ClientReconciler
-from tributary_operator.jobs import Denied
+from tributary_operator.jobs import Denied, JobState, ObservedJob
 from tributary_operator.kinds import Kind
 from tributary_operator.reconciler import World
 from tributary_operator.rounds.eligibility import name_of
@@ -34,6 +35,7 @@ from tributary_operator.store import Records
 from tributary_store import bundle
 from tributary_store.bundle import BUNDLE_FILE, bundle_digest, file_uri
 from tributary_store.errors import AccessDenied, ObjectMissing
+from tributary_store.objects import ObjectInfo
 from tributary_store.tensors import encode_header
 
 FEDROUND = a_round(clients={"minAvailable": 1})
@@ -53,18 +55,22 @@ class Objects:
             raise found
         return found
 
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        return iter([ObjectInfo(uri, 1) for uri in sorted(self.held) if uri.startswith(prefix)])
+
 
 @dataclass
 class Watches:
-    """No Jobs at all."""
+    """No Jobs at all, unless a test has some."""
 
     denied: dict[str, Denied] = field(default_factory=dict)
+    found: list[ObservedJob] = field(default_factory=list)
 
     async def retain(self, *_: Any) -> dict[str, Denied]:
         return self.denied
 
     def jobs(self, *_: Any) -> list[Any]:
-        return []
+        return self.found
 
 
 @dataclass
@@ -166,6 +172,24 @@ def a_planned_store(plan: RoundPlan = PLAN) -> dict[str, bytes | Exception]:
         LAYOUT.plan(plan.run_key): plan.canonical_json(),
         LAYOUT.delta_manifest(nn("b"), plan.run_key): a_delta(plan, "b").canonical_json(),
     }
+
+
+async def test_of_each_pod_that_aggregates_the_newest_mark_counts() -> None:
+    records = LAYOUT.aggregate_records(PLAN.run_key)
+    marks = {
+        records.progress_mark(pod, percent): mark(percent).canonical_json()
+        for pod, percent in ((0, 10), (0, 90), (0, 100), (1, 20))
+    }
+    running = a_job("hub", names.AGGREGATE, JobState.RUNNING)
+    held = {**a_planned_store(), **marks}
+    world = replace(a_world([raw_client("a"), raw_client("b")], held), jobs=Watches(found=[running]))
+    seen = await observe(world, FEDROUND, "round", Memory())
+    assert [found.bytes_done for found in seen.progress] == [100, 20]
+    assert (await observed([raw_client("a"), raw_client("b")], held)).progress == (), "nothing runs"
+
+
+def mark(percent: int) -> ProgressMark:
+    return ProgressMark(bytes_done=percent, bytes_total=100, bytes_per_second=1)
 
 
 OTHER_FILE = a_delta(PLAN, "a").file.model_copy(update={"size": 2})

@@ -23,7 +23,7 @@ from tributary_api.records import (
     RoundPlan,
 )
 from tributary_api.round import ClientFailure, FederatedRound
-from tributary_operator import names
+from tributary_operator import metrics, names
 from tributary_operator.accounting import LedgerRef
 from tributary_operator.clients.reading import parsed
 from tributary_operator.conditions import is_true
@@ -61,6 +61,8 @@ class Memory:
     deltas: dict[NamespacedName, DeltaManifest] = field(default_factory=dict[NamespacedName, DeltaManifest])
     announced: bool = False
     """The status says that the ledgers are being asked."""
+    is_counted: bool = False
+    """The bytes of the aggregation are in the metrics."""
     trained_weights: int | None = None
     affordable_rounds: int | None = None
 
@@ -96,6 +98,7 @@ async def _planned(
     manifest_uri, report_uri = layout.aggregate_manifest(plan.run_key), layout.evaluation(plan.run_key)
     aggregate = await _record(world, memory, manifest_uri, aggregation, AggregateManifest)
     is_aggregating = aggregate is None and aggregation.active is not None
+    _count_bytes(aggregate, memory)
     return ObservedRound(
         plan=plan,
         clients=clients,
@@ -120,7 +123,18 @@ async def _progress(world: World, run_key: str) -> tuple[ProgressMark, ...]:
     uri = world.settings.layout.aggregate_records(run_key).progress
     newest = {place.rpartition("/")[0]: place for place in await world.records.names(uri)}
     found = [await world.records.find(place, ProgressMark) for place in newest.values()]
-    return tuple(mark for mark in found if mark is not None)
+    marks = tuple(mark for mark in found if mark is not None)
+    metrics.AGGREGATION_RATE.set(sum(mark.bytes_per_second for mark in marks))
+    return marks
+
+
+def _count_bytes(aggregate: AggregateManifest | None, memory: Memory) -> None:
+    if aggregate is None or memory.is_counted:
+        return
+    memory.is_counted = True
+    moved = {"sent": aggregate.delta_bytes, "read": aggregate.bytes_read, "written": aggregate.bytes_written}
+    for what, count in moved.items():
+        metrics.AGGREGATED_BYTES.labels(what).inc(count)
 
 
 def _is_announced(fedround: FederatedRound, plan: RoundPlan) -> bool:
