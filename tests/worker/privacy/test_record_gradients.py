@@ -162,6 +162,12 @@ def test_a_layer_that_the_losses_do_not_depend_on_is_refused():
         TrainedWeights(model).norms(lambda: OBJECTIVES[task](model, batch), 2)
 
 
+def test_a_layer_that_is_used_twice_is_refused():
+    layer = torch.nn.Linear(4, 4)
+    with pytest.raises(UnsupportedError, match="used twice"):
+        TrainedWeights(layer).norms(lambda: layer(layer(torch.ones(3, 4))).sum(1), 3)
+
+
 def test_a_layer_whose_first_dimension_is_not_the_batch_is_refused():
     adapter = lora.LoraLinear(torch.nn.Linear(4, 4).requires_grad_(False), lora.LoraSettings(2, 2.0))
     with pytest.raises(UnsupportedError, match="told apart"):

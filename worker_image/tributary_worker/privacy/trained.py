@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tributary_worker.privacy.clipping import add_clipped, factors_of, per_example_norms
-from tributary_worker.privacy.errors import PrivacyError
+from tributary_worker.privacy.clipping import add_clipped, factors_of
+from tributary_worker.privacy.errors import PrivacyError, UnsupportedError
 from tributary_worker.privacy.parts import Dense, OuterSum, Part, squared_norms
 from tributary_worker.privacy.taps import run_tapped, tapped_layers
 
@@ -44,8 +44,10 @@ class TrainedWeights:
 
     @torch.no_grad()
     def norms(self, losses: Losses, batch_size: int) -> Tensor:
-        """Norm of each record's gradient, (batch,), float64."""
-        return per_example_norms(self._parts(losses, batch_size))
+        """Norm of each record's gradient, (batch,), float64. Nothing is kept but the norms."""
+        squares = _SquareSum(self._tied)
+        run_tapped(self._layers, losses, batch_size, squares.take)
+        return squares.total().sqrt()
 
     @torch.no_grad()
     def add_clipped(self, losses: Losses, weights: Tensor, max_grad_norm: float, total: Tensor) -> None:
@@ -62,9 +64,7 @@ class TrainedWeights:
     ) -> None:
         """The same with two passes, which keep nothing between them: the first for the norms, the second for
         the sum (Li et al. 2022). For gradient checkpointing, whose memory book-keeping would take again."""
-        squares = _SquareSum(self._tied)
-        run_tapped(self._layers, losses, len(weights), squares.take)
-        factors = factors_of(squares.total().sqrt(), max_grad_norm, weights)
+        factors = factors_of(self.norms(losses, len(weights)), max_grad_norm, weights)
         views = self.views(total)
         run_tapped(self._layers, losses, len(weights), lambda index, part: part.add_to(views[index], factors))
 
@@ -87,7 +87,7 @@ class _SquareSum:
         if index in self._waiting:
             self._waiting[index].append(part)
         elif index in self._squares:
-            raise PrivacyError("a layer is used twice in a model with gradient checkpointing: switch it off")
+            raise UnsupportedError("a layer is used twice in one pass, which is not covered: freeze it")
         else:
             self._squares[index] = squared_norms([_smaller(part)])
 
