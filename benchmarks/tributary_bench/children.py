@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 
 OUT_OF_MEMORY_CODE = 70
 """With this a child of ours ends when its memory limit was met."""
+OUT_OF_MEMORY_CODES = (OUT_OF_MEMORY_CODE, -signal.SIGKILL)
+"""The kernel kills what the machine has no memory for, although its limit allows it."""
 KIB_PER_MIB = 1024
 SHOWN_CHARACTERS = 3000
 

@@ -21,13 +21,12 @@ from tributary_bench.aggregation.arms import (
     Bench,
     bare_store,
     flower_fedavg,
-    flower_memory_bytes_max,
     ours,
 )
 from tributary_bench.aggregation.cases import ALL, CASES, Case, ModelShape, chosen
 from tributary_bench.aggregation.raw import OBJECT_BYTES_MAX
 from tributary_bench.aggregation.rounds import prepared
-from tributary_bench.children import OUT_OF_MEMORY_CODE, Measured
+from tributary_bench.children import OUT_OF_MEMORY_CODES, Measured
 from tributary_bench.machine import GIB, machine
 from tributary_bench.report import merged, print_table, progress, ratio, read_json, write_json
 from tributary_dev.s3 import S3Server
@@ -35,6 +34,7 @@ from tributary_dev.s3 import S3Server
 DISK_SPARED_BYTES = 15 * GIB
 BYTES_PER_PARAMETER = 4
 NAME = "aggregate"
+MIB_PER_GIB = 1024
 
 Arm = Callable[[Bench], Measured]
 
@@ -153,8 +153,8 @@ def require_disk(model: ModelShape, directory: Path) -> None:
 
 def plain_record(result: Result) -> dict[str, Any]:
     flower = result.runs["flower"]
-    is_out_of_memory = any(run.code == OUT_OF_MEMORY_CODE for run in flower)
-    limit = f"out of memory at {flower_memory_bytes_max() / GIB:.1f} GiB"
+    is_out_of_memory = any(run.code in OUT_OF_MEMORY_CODES for run in flower)
+    outcome = f"out of memory at {max(run.peak_rss_mib for run in flower) / MIB_PER_GIB:.1f} GiB"
     return {
         "clients": result.case.clients,
         "parameters": result.case.model.parameters,
@@ -162,7 +162,7 @@ def plain_record(result: Result) -> dict[str, Any]:
         "peak_rss_mib": round(result.peak("ours")),
         "flower_seconds": None if is_out_of_memory else round(result.seconds("flower"), 2),
         "flower_peak_rss_mib": round(result.peak("flower")),
-        "flower_outcome": limit if is_out_of_memory else "ok",
+        "flower_outcome": outcome if is_out_of_memory else "ok",
         "raw_seconds": round(result.seconds("raw"), 2),
     }
 
