@@ -13,10 +13,10 @@ export PYTHONDONTWRITEBYTECODE := 1
 # One thread for each process: two cores are shared by pods, tests and the cluster.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test built test-unit test-worker test-cluster test-e2e check generate lock format env up down bench-aggregate bench-dp
+.PHONY: help demo test built test-unit test-worker test-privacy test-privacy-deepspeed test-cluster test-e2e check generate lock format env up down bench-aggregate bench-dp
 
 help:            ## List these commands
-	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
+	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 32
 
 demo: .venv/stamp ## Three data owners improve one model, which goes live under load (CONTEXT=<kube context> for your own cluster)
 	$(PY) -m docstrings_demo $(if $(CONTEXT),--context $(CONTEXT))
@@ -27,7 +27,14 @@ test-unit: .venv/stamp ## Rows, laws, contract, charts
 	.venv/bin/pytest -m "not cluster" tests/api tests/lib tests/operator tests/chart tests/dev tests/demo tests/benchmarks
 
 test-worker: built .venv-worker/stamp ## The privacy engine and the stages of the worker
-	.venv-worker/bin/pytest tests/worker
+	.venv-worker/bin/pytest -m "not privacy_matrix" tests/worker
+
+test-privacy: built .venv-worker/stamp ## The proofs of docs/privacy.md, every defect that they must find, and out/privacy.json
+	TRIBUTARY_PRIVACY_REPORT=out/privacy.json .venv-worker/bin/pytest tests/worker/privacy tests/lib/test_accountant.py tests/lib/test_ledger.py
+
+# Its shared-memory kernel is built for one DeepSpeed: others keep theirs apart.
+test-privacy-deepspeed: .venv-deepspeed-$(VERSION)/stamp ## The engine's proofs on another DeepSpeed (VERSION=0.18.9; see requirements/)
+	TORCH_EXTENSIONS_DIR=$(CACHE)/torch-extensions/deepspeed-$(VERSION) .venv-deepspeed-$(VERSION)/bin/pytest tests/worker/privacy
 
 test-cluster: built ## Against the real API server and S3 of the embedded cluster
 	.venv/bin/pytest -m cluster tests/lib tests/dev tests/cluster
@@ -63,11 +70,16 @@ env: .venv/stamp .venv-worker/stamp ## Only the two Python environments
 # Names, versions and hashes, and no address of an index: whoever installs chooses theirs.
 COMPILE = $(UV) pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command "make lock"
+# Besides the worker's own: the last of each earlier minor version that the engine is proven on.
+DEEPSPEED_VERSIONS := 0.17.6 0.18.9
 lock: $(UV) ## Resolve the dependencies anew
 	$(COMPILE) requirements/operator.in -o requirements/operator.txt
 	$(COMPILE) requirements/worker.in -o requirements/worker.txt
 	$(COMPILE) requirements/dev.in -c requirements/operator.txt -o requirements/dev.txt
 	$(COMPILE) requirements/worker-dev.in -c requirements/worker.txt -o requirements/worker-dev.txt
+	for version in $(DEEPSPEED_VERSIONS); do \
+		echo "deepspeed==$$version" | $(COMPILE) --no-deps - -o requirements/deepspeed-$$version.txt; \
+	done
 	$(COMPILE) requirements/bench.in -c requirements/worker.txt -o requirements/bench.txt
 	$(COMPILE) requirements/bench-flower.in -o requirements/bench-flower.txt
 
@@ -89,6 +101,14 @@ $(UV):
 	[ -x .venv-worker/bin/python ] || $(UV) venv --quiet --python 3.11 .venv-worker
 	$(UV) pip sync --quiet --python .venv-worker/bin/python --require-hashes $<
 	$(UV) pip install --quiet --python .venv-worker/bin/python --no-deps --editable .
+	touch $@
+
+# The worker's environment with another DeepSpeed in it.
+.venv-deepspeed-%/stamp: requirements/worker-dev.txt requirements/deepspeed-%.txt | $(UV)
+	[ -x $(@D)/bin/python ] || $(UV) venv --quiet --python 3.11 $(@D)
+	$(UV) pip sync --quiet --python $(@D)/bin/python --require-hashes $<
+	$(UV) pip install --quiet --python $(@D)/bin/python --no-deps --require-hashes -r requirements/deepspeed-$*.txt
+	$(UV) pip install --quiet --python $(@D)/bin/python --no-deps --editable .
 	touch $@
 
 # Extensions of torch are built for one environment: shared with .venv-worker they would be built again each time.

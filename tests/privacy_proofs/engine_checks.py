@@ -29,6 +29,8 @@ MakeEngine = Callable[..., PrivateEngine]
 """(model, **settings of `private_engines.engine`) -> engine"""
 
 UNCLIPPED = engines.MECHANISM.model_copy(update={"max_grad_norm": 1e6})
+BOOK_CASES = [(0, 3), (1, 1), (1, 3), (2, 1), (2, 3), (2, 8), (3, 3)]
+"""(ZeRO stage, micro-batch size)"""
 PAIRS, PAIR_RECORDS = 1000, 4
 COORDINATES = 1_000_000
 BROKEN_SCALES = (float("nan"), float("inf"), -float("inf"))
@@ -46,11 +48,13 @@ def models() -> dict[str, Any]:
         "gpt2, tied head adapted, A trained": engines.adapted_gpt2(freeze_a=False),
         "llama": engines.adapted_llama(),
         "llama, A trained": engines.adapted_llama(freeze_a=False),
+        "gpt2, all weights, tied": engines.full_gpt2(),
+        "llama, all weights, tied": tiny_models.llama(width=16),
+        "llama, all weights": tiny_models.llama(width=16, tied=False),
     }
     torch.manual_seed(1)
-    for model in made.values():
-        for _, adapter in lora.adapters(model):
-            torch.nn.init.normal_(adapter.lora_b, std=0.1)
+    for parameter in (p for model in made.values() for p in model.parameters() if p.requires_grad):
+        torch.nn.init.normal_(parameter, std=0.1)
     return made
 
 
@@ -102,13 +106,12 @@ def check_step_by_the_book(make: MakeEngine) -> None:
     """4.3: the optimizers are handed (sum of clipped gradients) / qN plus the noise of the key, in every
     stage."""
     expected = [book_gradient(engines.data_set(), step) for step in (0, 1)]
-    for stage in (0, 1, 2):
-        for micro_batch_size in (1, 3, 8):
-            private = make(engines.adapted_gpt2(), zero_stage=stage, micro_batch_size=micro_batch_size)
-            for step, due in enumerate(expected):
-                found = engines.received(private, engines.data_set(), step).double()
-                error = float((found - due).norm() / due.norm())
-                assert error <= 1e-5, f"stage {stage}, micro-batch {micro_batch_size}, step {step}: {error:g}"
+    for stage, micro_batch_size in BOOK_CASES:
+        private = make(engines.adapted_gpt2(), zero_stage=stage, micro_batch_size=micro_batch_size)
+        for step, due in enumerate(expected):
+            found = engines.received(private, engines.data_set(), step).double()
+            error = float((found - due).norm() / due.norm())
+            assert error <= 1e-5, f"stage {stage}, micro-batch {micro_batch_size}, step {step}: {error:g}"
 
 
 def book_gradient(data: torch.Tensor, step: int) -> torch.Tensor:
@@ -130,8 +133,12 @@ def book_gradient(data: torch.Tensor, step: int) -> torch.Tensor:
 def check_sensitivity(make: MakeEngine) -> float:
     """4.2: emptying one record moves the sum by C at most, over random pairs of all scales, NaN and Inf;
     gives the largest movement over C."""
-    private, generator = make(engines.adapted_gpt2(), zero_stage=0), np.random.default_rng(0)
-    losses = private.losses
+    return max(largest_movement(make(model(), zero_stage=0)) for model in engines.MODELS.values())
+
+
+def largest_movement(private: PrivateEngine) -> float:
+    """Of the sum by one record, over C."""
+    generator, losses = np.random.default_rng(0), private.losses
     private.losses = lambda batch: losses(batch) * batch["scale"]
     limit, largest, everyone = private.mechanism.max_grad_norm, 0.0, torch.ones(PAIR_RECORDS)
     for _ in range(PAIRS // PAIR_RECORDS):

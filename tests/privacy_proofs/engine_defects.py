@@ -23,6 +23,8 @@ from tributary_worker.privacy.optimizer import NoisyOptimizer
 HALF_MAX = 65504.0
 """Largest finite fp16 number."""
 LOSS_SCALE = 2.0**12
+HALF = (257 + 2 * 48) * 64 // 2
+"""Of the trained elements of `engine_checks.wide_model`."""
 
 
 class RecordByRecord(PrivateEngine):
@@ -77,12 +79,11 @@ class ClippedLayerByLayer(RecordByRecord):
 
 
 class TiedWeightSkipped(RecordByRecord):
-    """The head shares its weight with the embedding; its part of the norm is forgotten."""
+    """Head and embedding share a weight, and neither's part of the norm is counted."""
 
     def norm(self, gradient: Tensor) -> float:
-        names = trained(self).names
-        pieces = gradient.split([p.numel() for p in trained(self).parameters])
-        kept = [piece for name, piece in zip(names, pieces, strict=True) if "lm_head" not in name]
+        pieces = zip(trained(self).names, trained(self).views(gradient), strict=True)
+        kept = [piece.flatten() for name, piece in pieces if not {"lm_head", "wte"} & set(name.split("."))]
         return float(torch.cat(kept).double().norm())
 
 
@@ -144,6 +145,13 @@ def silently_frozen(model: Any, **settings: Any) -> PrivateEngine:
     return engines.engine(model, **settings)
 
 
+def tied_weight_counted_once(model: Any, **settings: Any) -> PrivateEngine:
+    """The embedding's gradient lacks what the head, which has the same weight, adds to it."""
+    private = engines.engine(model, **settings)
+    private.trained._layers = [layer for layer in private.trained._layers if layer.name != "lm_head"]
+    return private
+
+
 def with_only_what_was_drawn(model: Any, **settings: Any) -> PrivateEngine:
     private = engines.engine(model, **settings)
     private.sampler = OnlyWhatWasDrawn(private.mechanism, engines.SAMPLING_KEY)
@@ -151,35 +159,35 @@ def with_only_what_was_drawn(model: Any, **settings: Any) -> PrivateEngine:
 
 
 class NoNoise(GaussianNoise):
-    def draw(self, step: int, start: int, stop: int) -> np.ndarray:
+    def _standard(self, step: int, start: int, stop: int) -> np.ndarray:
         return np.zeros(stop - start)
 
 
 class SameInEveryStep(GaussianNoise):
-    def draw(self, step: int, start: int, stop: int) -> np.ndarray:
-        return super().draw(0, start, stop)
+    def _standard(self, step: int, start: int, stop: int) -> np.ndarray:
+        return super()._standard(0, start, stop)
 
 
 class SameInBothHalves(GaussianNoise):
     """The offset wraps around: what two ranks own gets equal noise."""
 
-    def draw(self, step: int, start: int, stop: int) -> np.ndarray:
-        return super().draw(step, 0, 1 << 15)[np.arange(start, stop) % 11296]
+    def _standard(self, step: int, start: int, stop: int) -> np.ndarray:
+        return super()._standard(step, 0, HALF)[np.arange(start, stop) % HALF]
 
 
 class Uniform(GaussianNoise):
     """The right standard deviation and the wrong shape."""
 
-    def draw(self, step: int, start: int, stop: int) -> np.ndarray:
+    def _standard(self, step: int, start: int, stop: int) -> np.ndarray:
         words = self._keystream.words(step, start, stop - start).astype(np.float64)
-        return self.std * np.sqrt(12.0) * (words / 2.0**64 - 0.5)
+        return np.sqrt(12.0) * (words / 2.0**64 - 0.5)
 
 
 class InTheParametersPrecision(GaussianNoise):
     """bf16, in which a model may be kept: 8 bits of fraction."""
 
-    def draw(self, step: int, start: int, stop: int) -> np.ndarray:
-        noise = torch.from_numpy(super().draw(step, start, stop))
+    def _standard(self, step: int, start: int, stop: int) -> np.ndarray:
+        noise = torch.from_numpy(super()._standard(step, start, stop))
         return noise.to(torch.bfloat16).double().numpy()
 
 

@@ -12,10 +12,6 @@ REPORT_ENV = "TRIBUTARY_PRIVACY_REPORT"
 FIGURES = pytest.StashKey[Figures]()
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "privacy_matrix: a long proof, run by `make test-privacy` only")
-
-
 @pytest.fixture(scope="session")
 def figures(pytestconfig):
     return pytestconfig.stash.setdefault(FIGURES, Figures())
