@@ -48,8 +48,10 @@ def made(name):
 
 
 def ragged_batch(model, task, size):
-    """Records of different lengths, the first without a single token that counts."""
+    """Records of different lengths, the first without a single token that counts; the last has the token for
+    padding, whose embedding is not trained in a classifier, in the middle of its text."""
     ids = torch.randint(1, 257, (size, LENGTH), generator=torch.Generator().manual_seed(size))
+    ids[-1, 1] = 0
     lengths = torch.tensor([0, 1, 2, 5, LENGTH, 7, 3, LENGTH])[:size]
     is_token = torch.arange(LENGTH) < lengths[:, None]
     ids = torch.where(is_token, ids, 0)
