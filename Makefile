@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 # One thread for each process: two cores are shared by pods, tests and the cluster.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test built test-unit test-worker test-privacy test-privacy-deepspeed test-cluster test-e2e check generate lock format env up down bench-aggregate bench-dp
+.PHONY: help demo test built test-unit test-worker test-privacy test-privacy-deepspeed test-cluster test-faults test-e2e check generate lock format env up down bench-aggregate bench-dp
 
 help:            ## List these commands
 	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 32
@@ -37,7 +37,10 @@ test-privacy-deepspeed: .venv-deepspeed-$(VERSION)/stamp ## The engine's proofs 
 	TORCH_EXTENSIONS_DIR=$(CACHE)/torch-extensions/deepspeed-$(VERSION) .venv-deepspeed-$(VERSION)/bin/pytest tests/worker/privacy
 
 test-cluster: built ## Against the real API server and S3 of the embedded cluster
-	.venv/bin/pytest -m cluster tests/lib tests/dev tests/cluster
+	.venv/bin/pytest -m cluster tests/lib tests/dev tests/cluster tests/faults
+
+test-faults: built ## A round under every fault at every write; writes out/faults.json (PLANS=40 for a sample)
+	TRIBUTARY_FAULT_PLANS=$(or $(PLANS),all) .venv/bin/pytest -s tests/faults
 
 test-e2e: built .venv-worker/stamp ## One round and one release with real pods
 	.venv/bin/pytest tests/e2e
