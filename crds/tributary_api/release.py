@@ -15,21 +15,106 @@ from tributary_api.shared import DatasetRef, Metric, ModelRef, ModelSource, Plac
 
 class QuantizationScheme(StrEnum):
     INT8 = "Int8"
+    INT4 = "Int4"
 
 
 class Quantize(ApiModel):
     scheme: QuantizationScheme
-    """Int8: weights and embeddings in 8 bits with a scale per output channel, in the compressed-tensors layout."""
+    """Int8: weights and embeddings in 8 bits with a scale per output channel. Int4: in 4 bits with a scale per group. Both in the compressed-tensors layout."""
+    group_size: Annotated[int, Field(ge=32, le=1024)] = 128
+    """Weights that share a scale under Int4; must divide the width of every matrix."""
+
+
+class Prune(ApiModel):
+    """Make a smaller dense model by leaving out what matters least. Distill afterwards to win quality back."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            (
+                "double(self.ffnFraction) < 1.0 && double(self.depthFraction) < 1.0",
+                'pruning everything leaves no model: fractions must be below 1, for example "0.25"',
+            ),
+            (
+                "double(self.ffnFraction) > 0.0 || double(self.depthFraction) > 0.0",
+                'pruning nothing is no step: set ffnFraction or depthFraction, for example "0.25"',
+            ),
+        )
+    )
+    ffn_fraction: Decimal = "0"
+    """Part of the hidden units of each feed-forward layer that go: those with the smallest activations."""
+    depth_fraction: Decimal = "0"
+    """Part of the blocks that go: those that change their input least."""
+    dataset: DatasetRef | None = None
+    """Public documents to measure on; absent: text sampled from the model."""
+    max_sequence_length: Annotated[int, Field(ge=8, le=8192)] = 128
+    """Of each measured text, in tokens."""
+
+
+class Divergence(StrEnum):
+    FORWARD = "Forward"
+    REVERSE = "Reverse"
+    JENSEN_SHANNON = "JensenShannon"
+
+
+class Distill(ApiModel):
+    """Teach the compressed model to answer like the uncompressed one."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            (
+                "has(self.dataset) || double(self.sampledFraction) == 1.0",
+                'without a dataset all text must be sampled: set sampledFraction to "1", or give a public dataset',
+            ),
+            (
+                "double(self.sampledFraction) <= 1.0 && double(self.alpha) <= 1.0 && double(self.beta) < 1.0 && double(self.beta) > 0.0",
+                "sampledFraction and alpha are at most 1, and beta lies between 0 and 1",
+            ),
+            (
+                "double(self.temperature) > 0.0 && double(self.learningRate) > 0.0",
+                "temperature and learningRate must be above 0",
+            ),
+        )
+    )
+    steps: Annotated[int, Field(ge=1, le=1000000)]
+    """Optimizer steps."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Texts in each step."""
+    max_sequence_length: Annotated[int, Field(ge=8, le=8192)] = 128
+    """Of each text, in tokens."""
+    learning_rate: Decimal = "3e-4"
+    """Of AdamW at its peak: it rises over the first tenth of the steps and falls like a cosine."""
+    divergence: Divergence = Divergence.FORWARD
+    """Forward: KL(teacher, student). Reverse: KL(student, teacher). JensenShannon: between them, see beta."""
+    beta: Decimal = "0.5"
+    """Weight of the teacher in the mixture of JensenShannon."""
+    temperature: Decimal = "1"
+    """Softens both models' probabilities."""
+    alpha: Decimal = "1"
+    """Weight of the divergence; the rest is the text's own next-token loss."""
+    dataset: DatasetRef | None = None
+    """Public documents to learn from."""
+    sampled_fraction: Decimal = "0.5"
+    """Part of the texts that the teacher writes itself."""
+    sampled_texts: Annotated[int, Field(ge=1, le=1000000)] = 256
+    """How many texts the teacher writes; they are used again and again."""
+    seed: int = 0
 
 
 class CompressionStep(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=validations(
-            ("has(self.quantize)", "a compression step must name what to do, for example quantize")
+            (
+                "[has(self.prune), has(self.distill), has(self.quantize)].exists_one(given, given)",
+                "a compression step must name one thing to do: prune, distill or quantize",
+            )
         )
     )
+    prune: Prune | None = None
+    """Leave out hidden units and blocks."""
+    distill: Distill | None = None
+    """Win quality back by learning from the uncompressed model. Before quantize."""
     quantize: Quantize | None = None
-    """Store weights in fewer bits."""
+    """Store weights in fewer bits. The last step."""
 
 
 class GateMetric(ApiModel):

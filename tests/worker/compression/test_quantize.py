@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tributary_api.failures import Reason
+from tributary_api.release import QuantizationScheme, Quantize
 from tributary_api.shared import TaskKind
-from tributary_worker.compression.layout import ARCHITECTURES
+from tributary_worker.compression.layout import ARCHITECTURES, Precision
 from tributary_worker.compression.loading import load_model
-from tributary_worker.compression.quantize import quantize_directory, row_scales
+from tributary_worker.compression.quantize import precision_of, quantize_directory, row_scales
 from tributary_worker.failures import StageFailure
 
 MODELS = {
@@ -216,3 +217,29 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
 
 def test_every_architecture_is_tested():
     assert {name.partition("-")[0] for name in MODELS} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("make", [tiny_models.llama, lambda: tiny_models.llama(tied=False), tiny_models.gpt2])
+def test_int4_is_rounded_group_by_group(make, tmp_path):
+    model, step = make(), Quantize(scheme=QuantizationScheme.INT4, group_size=32)
+    source = tiny_models.save(model, tmp_path / "parent")
+    (tmp_path / "int4").mkdir()
+    quantize_directory(source, tmp_path / "int4", precision_of(step))
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "int4").state_dict()
+    for name, tensor in model.state_dict().items():
+        groups = tensor.double().unflatten(-1, (-1, 32)) if is_matrix(name, tensor) else None
+        expected = tensor if groups is None else rounded_to(7, groups).flatten(-2)
+        assert torch.allclose(found[name].double(), expected.double(), atol=1e-7), name
+    assert weight_bytes(tmp_path / "int4") < 0.3 * weight_bytes(source)
+
+
+def rounded_to(levels, groups):
+    scales = groups.abs().amax(-1, keepdim=True) / levels
+    return torch.where(scales > 0, torch.round(groups / scales) * scales, 0)
+
+
+def test_groups_that_do_not_divide_a_row_are_refused(tmp_path):
+    source = tiny_models.save(tiny_models.llama(), tmp_path / "parent")
+    (tmp_path / "int4").mkdir()
+    with pytest.raises(StageFailure, match="groupSize 48"):
+        quantize_directory(source, tmp_path / "int4", Precision(4, 48))

@@ -1,10 +1,11 @@
-"""The int8 layout of a compressed bundle, and which tensors of a model it covers.
+"""The integer layout of a compressed bundle, and which tensors of a model it covers.
 
-The layout is `pack-quantized` of compressed-tensors: 8 bits a weight, four of them in an int32, and one scale
-for each row of the stored matrix. Of the int8 layouts it is the one that covers weights and embeddings and
-leaves activations alone, so that every runtime computes the same model: transformers widens it while loading,
-and vLLM has kernels for it (its classes CompressedTensorsWNA16 and CompressedTensorsEmbeddingWNA16Int). With
-`int-quantized` vLLM would round the activations too, which no gate of ours has measured.
+The layout is `pack-quantized` of compressed-tensors: 8 or 4 bits a weight, packed into int32, and one scale
+for each row of the stored matrix, or each group of a row. Of the int8 layouts it is the one that covers
+weights and embeddings and leaves activations alone, so that every runtime computes the same model:
+transformers widens it while loading, and vLLM has kernels for it (its classes CompressedTensorsWNA16 and
+CompressedTensorsEmbeddingWNA16Int). With `int-quantized` vLLM would round the activations too, which no
+gate of ours has measured.
 """
 
 from __future__ import annotations
@@ -68,19 +69,42 @@ def is_covered(name: str, dimensions: int, architecture: Architecture) -> bool:
     )
 
 
-def weight_scheme(targets: Iterable[str]) -> QuantizationScheme:
-    """Symmetric int8 with a scale per row; activations stay as they are."""
-    weights = QuantizationArgs(num_bits=8, symmetric=True, strategy=QuantizationStrategy.CHANNEL)
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How many bits a weight has, and how many weights of a row share a scale; 0 for the whole row."""
+
+    bits: int
+    group_size: int = 0
+
+    @property
+    def largest_level(self) -> int:
+        """The lowest level is never reached, so that w and -w have the same precision."""
+        return int(2 ** (self.bits - 1)) - 1
+
+
+INT8 = Precision(8)
+
+
+def weight_scheme(targets: Iterable[str], precision: Precision = INT8) -> QuantizationScheme:
+    """Symmetric integers with a scale per row, or per group of a row; activations stay as they are."""
+    grouped = {"strategy": QuantizationStrategy.GROUP, "group_size": precision.group_size}
+    rows = {"strategy": QuantizationStrategy.CHANNEL}
+    weights = QuantizationArgs(
+        num_bits=precision.bits, symmetric=True, **(grouped if precision.group_size else rows)
+    )
     return QuantizationScheme(targets=list(targets), weights=weights, format=FORMAT)
 
 
-def quantization_config(architecture: Architecture, *, has_head: bool) -> dict[str, Any]:
+def quantization_config(
+    architecture: Architecture, *, has_head: bool, precision: Precision = INT8
+) -> dict[str, Any]:
     """The `quantization_config` of config.json; `has_head` says that the head has a matrix of its own."""
     targets, ignore = list(architecture.targets), _ignored(architecture)
     # A tied head is nothing to quantise, and vLLM knows an untied one by its name alone.
     (targets if has_head else ignore).append("re:.*lm_head$")
     config = QuantizationConfig(
-        config_groups={"group_0": weight_scheme(targets)},
+        # One group: transformers widens all matrices of a checkpoint by the first one's scheme.
+        config_groups={"group_0": weight_scheme(targets, precision)},
         format=FORMAT,
         quantization_status=QuantizationStatus.COMPRESSED,
         ignore=ignore,

@@ -1,4 +1,6 @@
-"""INT8 weights: each row w becomes round(w / s) with s = max|w| / 127, stored with its scale.
+"""Integer weights: each row w becomes round(w / s) with s = max|w| / 127, stored with its scale.
+
+With 4 bits each group of a row has a scale of its own, max|w| / 7.
 
 Symmetric round-to-nearest with a scale per channel (Jacob et al. 2018, "Quantization and training of neural
 networks for efficient integer-arithmetic-only inference", section 2, without zero points). No text is needed
@@ -21,15 +23,18 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from tributary_api.failures import Reason
+from tributary_api.release import QuantizationScheme, Quantize
 from tributary_store.bundle_files import CONFIG_FILE, WEIGHTS, WEIGHTS_INDEX_FILE
 from tributary_worker.compression.layout import (
     ARCHITECTURES,
     CONFIG_FIELD,
     FORMAT,
     HEAD_SCALE,
+    INT8,
     TIED_HEAD,
     WEIGHT_SUFFIX,
     Architecture,
+    Precision,
     is_covered,
     quantization_config,
     weight_scheme,
@@ -39,13 +44,16 @@ from tributary_worker.failures import StageFailure
 METADATA = {"format": "pt"}
 """transformers refuses a safetensors file that does not say what wrote it."""
 
-LARGEST_LEVEL = 127
-"""-128 is never reached, so that w and -w have the same precision."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def quantize_directory(source: Path, target: Path) -> None:
-    """Write the Hugging Face model of `source` to the empty directory `target` with int8 weights.
+def precision_of(step: Quantize) -> Precision:
+    """Of the weights under a scheme."""
+    return INT8 if step.scheme is QuantizationScheme.INT8 else Precision(4, step.group_size)
+
+
+def quantize_directory(source: Path, target: Path, precision: Precision = INT8) -> None:
+    """Write the Hugging Face model of `source` to the empty directory `target` with integer weights.
 
     Raises StageFailure (ModelUnsupported) for an architecture, data type or value that cannot be stored so.
     """
@@ -55,10 +63,12 @@ def quantize_directory(source: Path, target: Path) -> None:
     for file in sorted(source.glob(WEIGHTS)):
         stored: dict[str, Tensor] = {}
         for name, tensor in _tensors(file, is_tied(config), architecture):
-            stored |= _stored(name, tensor, architecture)
+            stored |= _stored(name, tensor, architecture, precision)
         save_file(stored, target / file.name, metadata=METADATA)
         placed |= dict.fromkeys(stored, file.name)
-    config[CONFIG_FIELD] = quantization_config(architecture, has_head=HEAD_SCALE in placed)
+    config[CONFIG_FIELD] = quantization_config(
+        architecture, has_head=HEAD_SCALE in placed, precision=precision
+    )
     _write_json(target / CONFIG_FILE, config)
     if (source / WEIGHTS_INDEX_FILE).exists():
         _write_json(target / WEIGHTS_INDEX_FILE, {"metadata": {}, "weight_map": placed})
@@ -75,10 +85,11 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def row_scales(weight: Tensor) -> Tensor:
-    """The scale of each row of a matrix (rows, columns), as (rows, 1)."""
-    scales = weight.abs().amax(dim=1, keepdim=True) / LARGEST_LEVEL
-    return torch.where(scales == 0, torch.ones_like(scales), scales)  # a row of zeros has no scale of its own
+def row_scales(weight: Tensor, precision: Precision = INT8) -> Tensor:
+    """The scales of a matrix (rows, columns), as (rows, groups of a row)."""
+    groups = weight.unflatten(1, (-1, precision.group_size or weight.shape[1]))
+    scales = groups.abs().amax(dim=2) / precision.largest_level
+    return torch.where(scales == 0, torch.ones_like(scales), scales)  # zeros have no scale of their own
 
 
 def _architecture(config: Mapping[str, Any]) -> Architecture:
@@ -110,19 +121,28 @@ def _tensors(file: Path, tied: bool, architecture: Architecture) -> Iterator[tup
         raise _unsupported(f"{file.name} is not a safetensors file ({error}); push it again") from error
 
 
-def _stored(name: str, tensor: Tensor, architecture: Architecture) -> dict[str, Tensor]:
+def _stored(name: str, tensor: Tensor, architecture: Architecture, precision: Precision) -> dict[str, Tensor]:
     """What stands on disk for one tensor: itself, or the parts of its packed form."""
     if tensor.is_floating_point():
         _check(name, tensor)
     if not is_covered(name, tensor.dim(), architecture):
         return {name: tensor}
     weight = tensor.to(torch.float32)
-    parts = {"weight": weight, "weight_scale": row_scales(weight)}
+    _check_groups(name, weight, precision)
+    parts = {"weight": weight, "weight_scale": row_scales(weight, precision)}
     packed = BaseCompressor.get_value_from_registry(FORMAT).compress(
-        parts, weight_scheme(architecture.targets)
+        parts, weight_scheme(architecture.targets, precision)
     )
     prefix = name.removesuffix(WEIGHT_SUFFIX)
     return {f"{prefix}.{part}": value.contiguous() for part, value in packed.items()}
+
+
+def _check_groups(name: str, weight: Tensor, precision: Precision) -> None:
+    columns, size = weight.shape[1], precision.group_size
+    if size and columns % size:
+        raise _unsupported(
+            f"{name} has {columns} columns, no multiple of quantize.groupSize {size}: change it"
+        )
 
 
 def _check(name: str, tensor: Tensor) -> None:
