@@ -141,19 +141,40 @@ def _default_conditions(kind: Kind) -> list[Schema]:
     return [condition.to_json_object() for condition in status.conditions]
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what only a YAML 1.2 reader, such as Helm, takes for a number: PyYAML writes 1e-3 as a plain word."""
+
+
+def _string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _is_number(text) else None)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+_Dumper.add_representer(str, _string)
+
+
+def _yaml(document: Schema) -> str:
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=110)
+
+
 def render(root: Path) -> dict[Path, str]:
     """Every generated file by path, so that writing and checking share one function."""
     files: dict[Path, str] = {}
     for kind in KINDS:
         definition = crd(kind)
-        files[root / "crds" / f"{kind.PLURAL}.yaml"] = HEADER + yaml.safe_dump(
-            definition, sort_keys=False, width=110
-        )
+        files[root / "crds" / f"{kind.PLURAL}.yaml"] = HEADER + _yaml(definition)
         # A template: Helm never upgrades a `crds/` folder. Kept on uninstall, or the objects would go with it.
         kept = {**definition, "metadata": {**definition["metadata"], "annotations": KEEP}}
         files[root / "docs" / "spec" / f"{kind.KIND.lower()}.md"] = reference(definition)
         path = root / "charts" / "tributary" / "templates" / "crds" / f"{kind.PLURAL}.yaml"
-        files[path] = HEADER + yaml.safe_dump(kept, sort_keys=False, width=110)
+        files[path] = HEADER + _yaml(kept)
     files[root / "charts" / "tributary-client" / "values.schema.json"] = client_values_schema()
     return files
 

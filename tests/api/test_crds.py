@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tributary_api.crdgen import KINDS, crd, render, stale, to_structural
 
@@ -88,3 +89,24 @@ def test_a_missing_or_changed_file_is_stale(tmp_path):
     changed.write_text("edited by hand")
     gone.unlink()
     assert stale(tmp_path).keys() == {changed, gone}
+
+
+def test_no_string_is_a_number_to_another_yaml_reader():
+    """Helm reads YAML 1.2, where a plain 1e-3 is a number; to PyYAML it is a word."""
+    for path, text in render(ROOT).items():
+        if path.suffix == ".yaml":
+            assert [word for word in plain_words(text) if is_number(word)] == []
+
+
+def plain_words(text: str) -> list[str]:
+    """Scalars without quotes that PyYAML takes for strings."""
+    plain = [token.value for token in yaml.scan(text) if isinstance(token, yaml.ScalarToken) and token.plain]
+    return [value for value in plain if isinstance(yaml.safe_load(value), str)]
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
