@@ -128,6 +128,10 @@ class World:
     tasks: dict[str, Any] = field(default_factory=dict)
     """Of Jobs, by name."""
     is_model_known: bool = True
+    losses: dict[str, float] = field(default_factory=dict)
+    """By digest of the model, as the gate measures them."""
+    candidate_loss: float = 3.25
+    """Of models that no gate has measured yet."""
 
     # What the operator sees.
 
@@ -284,9 +288,20 @@ class World:
             candidate, parent = (
                 ModelRef.model_validate_json(_field(task, f)) for f in ("candidate", "parent")
             )
-            self.verdicts[key] = a_verdict(candidate, parent, verdict)
+            self.verdicts[key] = self._verdict(json.loads(task), candidate, parent, verdict)
         state = JobState.SUCCEEDED if succeeds else JobState.FAILED
         self.jobs[self.jobs.index(job)] = replace(job, state=state)
+
+    def _verdict(self, task: Any, candidate: ModelRef, parent: ModelRef, verdict: str) -> GateVerdict:
+        self.losses.setdefault(candidate.digest, self.candidate_loss)
+        found = a_verdict(candidate, parent, verdict)
+        rivals = {role: ModelRef.model_validate(task[role]) for role in ("stable", "best") if role in task}
+        scores = [
+            score("candidate", candidate, self.losses[candidate.digest]),
+            score("parent", parent, 3.24),
+            *(score(role, ref, self.losses.get(ref.digest, 3.25)) for role, ref in rivals.items()),
+        ]
+        return found.model_copy(update={"scores": scores})
 
     def lose_pod(self, revision: str) -> None:
         found = self.deployments[revision]

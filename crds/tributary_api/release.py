@@ -97,7 +97,8 @@ class Distill(ApiModel):
     """Part of the texts that the teacher writes itself."""
     sampled_texts: Annotated[int, Field(ge=1, le=1000000)] = 256
     """How many texts the teacher writes; they are used again and again."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=2147483647)] = 0
+    """Of the sampled texts and the order of all; another seed gives another student."""
 
 
 class CompressionStep(ApiModel):

@@ -113,10 +113,11 @@ class Situation:
         """The revision with the least loss of all that served, as far as the gate compared them.
 
         The bar that a candidate must reach never falls, so that small losses, each of them tolerable, cannot
-        add up. A revision that is still watched may yet turn out badly, and is no bar.
+        add up. A revision that is watched, or being switched away from, may turn out badly, and is no bar.
         """
         best, stable = self.release.status.best, self.stable_record
-        if stable is None or self.is_watching or (best and best.revision == stable.revision):
+        is_proven = self.watched_until is not None and not self.is_watching
+        if stable is None or not is_proven or (best and best.revision == stable.revision):
             return best
         return stable if best is None or measures.is_better(stable, best) else best
 
