@@ -20,7 +20,7 @@ class Layout:
 
     @property
     def models(self) -> str:
-        """Folder of uncompressed bundles, each as <sha256>/."""
+        """Folder of uncompressed bundles: those that were pushed as <sha256>/, see `aggregated_model`."""
         return self._uri("models/")
 
     @property

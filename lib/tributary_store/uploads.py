@@ -107,8 +107,7 @@ class ChunkedUpload:
             raise StoreError(f"{self._uri}: larger than {PARTS_MAX * CHUNK_BYTES >> 30} GiB: split the file")
         if not self._upload_id:
             self._upload_id = self._begun()
-        full = self._chunk if self._filled == CHUNK_BYTES else self._chunk[: self._filled]
-        self._chunk, self._filled = bytearray(), 0
+        full, self._filled = bytes(memoryview(self._chunk)[: self._filled]), 0
         while len(open_ := [part for part in self._parts if not part.done()]) >= PARTS_PARALLEL:
             wait(open_, return_when=FIRST_COMPLETED)
         for part in self._parts[-2 * PARTS_PARALLEL :]:
@@ -132,7 +131,7 @@ class ChunkedUpload:
             self.abort()
             raise self._hooks.explain(error) from error
 
-    def _send(self, number: int, chunk: bytearray) -> Part:
+    def _send(self, number: int, chunk: bytes) -> Part:
         digest = hashlib.sha256(chunk)
         checksum = base64.b64encode(digest.digest()).decode()
         answer = self._client.upload_part(
@@ -140,7 +139,7 @@ class ChunkedUpload:
             Key=self._key,
             UploadId=self._upload_id,
             PartNumber=number,
-            Body=bytes(chunk),
+            Body=chunk,
             ChecksumSHA256=checksum,
         )
         completed: CompletedPartTypeDef = {

@@ -37,6 +37,11 @@ class Cohort:
     ahead: int
     """How many blocks of one client are fetched before they are needed."""
 
+    @property
+    def block_elements(self) -> int:
+        """Of the largest block."""
+        return max(map(elements_of, self.blocks), default=0)
+
     def parts(self) -> Iterator[Iterator[tuple[int, Array]]]:
         """For each block and each client in order: (place in the block, values) of small parts."""
         tasks = (partial(self.values.block, i, block) for block in self.blocks for i in self.clients)
@@ -53,10 +58,11 @@ def _placed(arrays: Iterable[Array]) -> Iterator[tuple[int, Array]]:
 
 
 def weighted_sums(cohort: Cohort, weights: Array) -> Iterator[tuple[Block, Array]]:
-    """Σ wᵢ xᵢ of each block, in float64."""
-    parts, product = cohort.parts(), np.empty(PART_ELEMENTS)
+    """Σ wᵢ xᵢ of each block, in float64. The array is used again for the next block."""
+    parts, product, sums = cohort.parts(), np.empty(PART_ELEMENTS), np.empty(cohort.block_elements)
     for block in cohort.blocks:
-        total = np.zeros(elements_of(block))
+        total = sums[: elements_of(block)]
+        total[:] = 0.0
         for client in cohort.clients:
             for place, values in next(parts):
                 weighted = product[: len(values)]
@@ -68,9 +74,10 @@ def weighted_sums(cohort: Cohort, weights: Array) -> Iterator[tuple[Block, Array
 def combinations(
     cohort: Cohort, combine: Callable[[Array], Array], directory: Path
 ) -> Iterator[tuple[Block, Array]]:
-    """What `combine` makes of the values (clients, elements) of each block, in float64."""
+    """What `combine` makes of each block's values (clients, elements): float64, in an array that is used again."""
+    combined = np.empty(cohort.block_elements)
     for block, windows in together(cohort, directory):
-        total = np.empty(elements_of(block))
+        total = combined[: elements_of(block)]
         for place, values in windows:
             total[place : place + values.shape[1]] = combine(values)
         yield block, total
@@ -108,7 +115,7 @@ class Rows:
 
 def together(cohort: Cohort, directory: Path) -> Iterator[tuple[Block, Iterator[tuple[int, Array]]]]:
     """For each block windows of the values of all clients: (place in the block, (clients, elements))."""
-    rows = Rows(len(cohort.clients), max(map(elements_of, cohort.blocks), default=0), directory)
+    rows = Rows(len(cohort.clients), cohort.block_elements, directory)
     parts = cohort.parts()
     try:
         for block in cohort.blocks:

@@ -35,7 +35,7 @@ CHANGE_ELEMENTS = 1 << 21
 """Elements of a low-rank change that are worked out at a time."""
 
 Combined = Iterable[tuple[Block, Array]]
-"""Blocks of variables in order, and the combined values of each, in float64."""
+"""Blocks of variables in order, and the float64 values of each, combined, in an array that is used again."""
 
 
 class MethodPlan(Protocol):
@@ -213,7 +213,7 @@ def _whole(combined: Combined) -> Iterator[tuple[str, Array]]:
                 if parts:
                     yield name, np.concatenate(parts)
                 name, parts = segment.name, []
-            parts.append(values[place : place + segment.elements])
+            parts.append(values[place : place + segment.elements].copy())
             place += segment.elements
     if parts:
         yield name, np.concatenate(parts)
