@@ -197,7 +197,8 @@ def print_plain(results: Sequence[Result]) -> None:
                 ratio(record["seconds"], record["raw_seconds"]),
             )
         )
-    print_table("From deltas in S3 to the new model in S3", columns, rows)
+    if rows:
+        print_table("From deltas in S3 to the new model in S3", columns, rows)
 
 
 def print_others(results: Sequence[Result]) -> None:
