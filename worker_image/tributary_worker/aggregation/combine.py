@@ -74,7 +74,7 @@ def weighted_sums(cohort: Cohort, weights: Array) -> Iterator[tuple[Block, Array
 def combinations(
     cohort: Cohort, combine: Callable[[Array], Array], directory: Path
 ) -> Iterator[tuple[Block, Array]]:
-    """What `combine` makes of each block's values (clients, elements): float64, in an array that is used again."""
+    """What `combine` makes of each block's values (clients, elements): float64, in one array used again."""
     combined = np.empty(cohort.block_elements)
     for block, windows in together(cohort, directory):
         total = combined[: elements_of(block)]
