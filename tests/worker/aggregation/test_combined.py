@@ -1,4 +1,4 @@
-"""The stage against float64 on whole vectors: strategies, encodings, server optimizers, classifiers' heads."""
+"""The stage against float64 on whole vectors: strategies, encodings, server optimizers, heads."""
 
 import json
 from functools import partial
@@ -9,7 +9,7 @@ from aggregation_worlds import FULL, LAYOUT, RUN_KEY, Round, tensors_of
 from safetensors.numpy import load, save_file
 from small_rounds import SHAPES, base_model, encoded, lora, small_round, vars_of
 
-from tributary_api.round import Aggregation, DeltaEncoding
+from tributary_api.aggregation import Aggregation, DeltaEncoding
 from tributary_store import bundle, keys
 from tributary_store.digests import read_span
 from tributary_store.tensors import read_header
