@@ -16,7 +16,11 @@ from signers import HUB_KEY
 from tributary_accounting import receipts
 from tributary_api.failures import Reason
 from tributary_api.records import DeltaManifest, LedgerKind
+from tributary_api.round import Aggregation
+from tributary_api.tasks import AggregateTask
 from tributary_store.digests import digest_of_bytes
+from tributary_worker.aggregation.base import open_base
+from tributary_worker.aggregation.methods import plan_for
 from tributary_worker.failures import StageFailure
 from tributary_worker.privacy.keystream import Keystream
 from tributary_worker.train import check_finite, computation_hash, read_tenant_key, train
@@ -59,12 +63,35 @@ def test_a_training_publishes_a_delta_with_its_receipt(make, tmp_path, capfd):
     assert progress == [{"step": t, "steps": worlds.STEPS} for t in (1, 2, 3)]
 
 
+def check_accepted(world, tensors):
+    """The aggregator expects these tensors and no others."""
+    task = AggregateTask(
+        run_key=worlds.RUN_KEY,
+        round=worlds.CLIENT,
+        base_model=world.task.base_model,
+        task=world.task.task,
+        method=world.task.method,
+        aggregation=Aggregation(),
+        deltas=[],
+        quorum=1,
+        store=world.task.store,
+        models_uri="s3://exchange/models/",
+        manifest_uri="s3://exchange/manifest.json",
+    )
+    expected = plan_for(task, open_base(world.store, task.base_model)).expected()
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        name: tensor.shape for name, tensor in expected.items()
+    }
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("make", [tiny_models.llama, tiny_models.gpt2], ids=["llama", "gpt2"])
 def test_full_fine_tuning_publishes_the_change_of_every_weight(make, stage, tmp_path):
     model = make(width=16)
     training = {"deepspeed": {"zeroStage": stage}, "gradientCheckpointing": stage == 3}
-    manifest, tensors = trained(worlds.world(tmp_path, model, method={"full": {}}, training=training))
+    world = worlds.world(tmp_path, model, method={"full": {}}, training=training)
+    manifest, tensors = trained(world)
+    check_accepted(world, tensors)
     stored = load_file(tmp_path / "model.safetensors")
     assert {name: t.shape for name, t in tensors.items()} == {name: t.shape for name, t in stored.items()}
     # Adam moves every weight by about its learning rate in a step, and noise leaves none where it was.
@@ -93,9 +120,10 @@ CLASSIFICATION = {"task": "SequenceClassification", "data": {"labelField": "labe
     ],
 )
 def test_a_classifier_trains_its_head_beside_adapters(make, head, tmp_path):
-    training = {"baseDtype": "BFloat16", "gradientCheckpointing": True, "deepspeed": {"zeroStage": 3}}
+    training = {"baseDtype": "BFloat16", "gradientCheckpointing": True}
     world = worlds.world(tmp_path, make(), CLASSES, **CLASSIFICATION, training=training)
     _, tensors = trained(world)
+    check_accepted(world, tensors)
     assert {name for name in tensors if "lora_" not in name} == set(head)
     assert all(float(tensors[name].abs().max()) > 0 for name in head)
     assert all(t.dtype == torch.float32 for t in tensors.values())
