@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -218,6 +219,8 @@ def print_others(results: Sequence[Result]) -> None:
 
 
 if __name__ == "__main__":
+    # So that files and children go when it is stopped, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main(sys.argv[1:])
     except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -164,4 +165,6 @@ def print_method(setting: Setting, figures: Mapping[ArmName, Figures], report: M
 
 
 if __name__ == "__main__":
+    # So that files and children go when it is stopped, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     main(sys.argv[1:])
