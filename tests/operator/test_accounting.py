@@ -115,9 +115,9 @@ async def test_two_rounds_of_three_show_what_they_compose_to_and_not_six(account
         ledger.launch(granted, OWNER_KEY.public)
         shown.append(await status_of(accounting, client))
     assert [(s.spent_epsilon, s.reserved_epsilon, s.remaining_epsilon, s.rounds) for s in shown] == [
-        ("0.000", "3.001", "4.999", 1),
-        ("3.001", "0.000", "4.999", 1),
-        ("3.001", "1.353", "3.646", 2),
+        ("0.000", "3.000", "5.000", 1),
+        ("3.000", "0.000", "5.000", 1),
+        ("3.000", "1.353", "3.646", 2),
         ("4.354", "0.000", "3.646", 2),
     ]
     assert shown[-1].ledger_head == ledger.read().head
