@@ -32,8 +32,9 @@ class Reason(StrEnum):
     STORE_UNREACHABLE = "StoreUnreachable"
     STORE_DENIED = "StoreDenied"
     RENDEZVOUS_TIMED_OUT = "RendezvousTimedOut"
-    INTERNAL = "InternalError"
     DATA_TOO_SMALL = "DataTooSmall"
+    INTERNAL = "InternalError"
+    """The last, so that its exit code is the highest: of several processes that failed it knows the least."""
 
 
 RETRYABLE = frozenset(

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
     except (StoreError, HubError, OSError) as error:
         print(f"tributary: {error}", file=sys.stderr)
-        return EXIT_CODES.get(type(error), FAILURE)
+        return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), FAILURE)
     return code
 
 

@@ -15,6 +15,10 @@ class AccessDenied(StoreError):
     """This identity may not do that: a matter of policy or credentials; retrying does not help."""
 
 
+class CredentialsRefused(AccessDenied):
+    """The store does not know the identity, or its secret is wrong."""
+
+
 class StoreUnreachable(StoreError):
     """No answer, or a server error: wait and try again."""
 

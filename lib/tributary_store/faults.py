@@ -7,7 +7,14 @@ from http import HTTPStatus
 
 import botocore.exceptions as aws
 
-from tributary_store.errors import AccessDenied, ObjectExists, ObjectMissing, StoreError, StoreUnreachable
+from tributary_store.errors import (
+    AccessDenied,
+    CredentialsRefused,
+    ObjectExists,
+    ObjectMissing,
+    StoreError,
+    StoreUnreachable,
+)
 
 MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
 CREDENTIAL_CODES = frozenset(
@@ -75,13 +82,18 @@ def _answered(error: aws.ClientError, request: Request) -> StoreError:
     if status in LOST_RACE_STATUS:
         return ObjectExists(f"{what}: somebody has created this object, or is doing so")
     if code in CREDENTIAL_CODES or status == HTTPStatus.FORBIDDEN:
-        return AccessDenied(f"{what}: {_denial(code, request.identity)}")
+        return _denied(what, code, request.identity)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or code in BUSY_CODES:
         return StoreUnreachable(f"{what}: the store answered {status} {code}; try again later")
     return StoreError(f"{what}: the store answered {status} {code}: {error}")
 
 
-def _denial(code: str, identity: str) -> str:
+def _denied(what: str, code: str, identity: str) -> AccessDenied:
     if code in CREDENTIAL_CODES:
-        return f"the store refuses the credentials of {identity} ({code}); correct the Secret that holds them"
-    return f"{identity} may not do this; allow it in the bucket policy or use another identity"
+        return CredentialsRefused(
+            f"{what}: the store refuses the credentials of {identity} ({code}); "
+            "correct the Secret that holds them"
+        )
+    return AccessDenied(
+        f"{what}: {identity} may not do this; allow it in the bucket policy or use another identity"
+    )

@@ -26,6 +26,7 @@ from tributary_api.shared import StoreEndpoint
 from tributary_store.digests import chunks_of, digest_of_file
 from tributary_store.errors import (
     AccessDenied,
+    CredentialsRefused,
     ObjectDamaged,
     ObjectExists,
     ObjectMissing,
@@ -104,10 +105,12 @@ class ObjectStore:
     def _is_absent(self, uri: str) -> bool:
         """Whether a denied object does not exist: AWS says 403 unless it may list the whole bucket.
 
-        False if that cannot be known.
+        False if that cannot be known. CredentialsRefused says more than a denied HEAD, which has no body.
         """
         try:
             return all(info.uri != uri for info in self.list(uri))
+        except CredentialsRefused:
+            raise
         except StoreError:
             return False
 

@@ -19,7 +19,7 @@ from tributary_operator.api import (
     Missing,
 )
 from tributary_operator.decision import Delete, Event, JsonPatch, Manifest
-from tributary_operator.kinds import BY_NAME, EVENT, SERVICE, Kind
+from tributary_operator.kinds import BY_NAME, EVENT, JOB, SERVICE, Kind
 
 LIST_LIMIT = 500
 """Objects of one page: large lists would hold up etcd and us."""
@@ -77,7 +77,7 @@ class Cluster:
         kind, metadata = BY_NAME[body["kind"]], body["metadata"]
         created = await self._create(kind.path(metadata["namespace"]), body)
         owners = metadata.get("ownerReferences")
-        if not created and kind == SERVICE and owners:
+        if not created and kind == SERVICE and owners and owners[0]["kind"] == JOB.kind:
             path = kind.path(metadata["namespace"], metadata["name"])
             change = {"metadata": {"ownerReferences": owners}}
             query = {"fieldManager": names.FIELD_MANAGER}

@@ -35,6 +35,7 @@ from tributary_operator.decision import LedgerRecord, PutRecord
 from tributary_operator.jobs import Denied, JobState
 from tributary_operator.rounds.eligibility import failure
 from tributary_operator.rounds.observed import BaseModel, Candidate, ObservedRound
+from tributary_operator.rounds.selecting import COHORT_MAX
 from tributary_operator.rounds.training import ACCESS_LOST_AFTER
 
 LATER = T0 + timedelta(hours=3)
@@ -109,6 +110,12 @@ def job(fedround: Any, client: str, attempt: int = 0) -> str:
             a_round(aggregation={"strategy": "Krum", "byzantineClients": 1}, clients={"minAvailable": "80%"}),
             ObservedRound(selection=a_selection(*map(a_client, "abcde"))),
             reason="StrategyImpossible",
+        ),
+        case(
+            "more-clients-than-the-aggregator-can-be-told-of",
+            a_round(),
+            ObservedRound(selection=a_selection(*(a_client(f"c{i}") for i in range(COHORT_MAX + 1)))),
+            reason="CohortTooLarge",
         ),
         case(
             "quorum-just-large-enough-for-the-strategy",

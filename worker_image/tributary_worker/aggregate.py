@@ -74,7 +74,7 @@ def aggregate(task: AggregateTask, place: Place) -> AggregateManifest:
     base = open_base(store, task.base_model)
     plan = plan_for(task, base)
     admission = Admission(task, store, plan.expected(), place.log)
-    while True:
+    while store.head(task.manifest_uri) is None:
         cohort = admission.cohort()
         try:
             return finished(place, work_on(place, base, plan, admission, cohort))
@@ -82,6 +82,7 @@ def aggregate(task: AggregateTask, place: Place) -> AggregateManifest:
             admission.exclude(error)
         except CohortChangedError:
             place.log.info("another pod excluded a delta")
+    return published(task, store)
 
 
 def work_on(place: Place, base: BaseModel, plan: MethodPlan, admission: Admission, cohort: Cohort) -> Work:

@@ -77,7 +77,7 @@ def aggregate_deltas(s: Situation) -> Outcome:
     job = children.aggregate_job(s.run, keys, s.seen.aggregation.following)
     return Waiting(
         reason="Aggregating",
-        message=f"averaging the deltas of {len(keys)} clients",
+        message=f"combining the deltas of {len(keys)} clients",
         apply=() if s.seen.aggregation.active else (job,),
         poll_after=PROGRESS_AFTER if s.seen.aggregation.active else POLL_AFTER,
         delete=stops(s.seen, list(s.seen.training)),  # the stragglers of a deadline

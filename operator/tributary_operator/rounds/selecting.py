@@ -16,6 +16,9 @@ from tributary_operator.rounds.planning import drawn, grant, plan, quorum, round
 from tributary_operator.rounds.situation import Situation
 
 LOOK_AGAIN_AFTER = timedelta(seconds=60)
+COHORT_MAX = 150
+"""The aggregator's task is one environment variable, of which Linux passes 128 KiB; a client takes up to 800
+bytes of it."""
 """What stalls a plan usually changes with an event; an owner's ledger or a role binding has none."""
 
 
@@ -78,6 +81,8 @@ def _frozen(s: Situation, selection: Selection, base_model: ModelRef, who: Scree
         return _impossible(needed, who)
     if needed < s.fedround.spec.aggregation.clients_min:
         return _too_few(s.fedround, needed)
+    if len(cohort) > COHORT_MAX:
+        return _too_many(len(cohort))
     layout = s.settings.layout
     granted = [(c, grant(s.fedround, c, base_model, selection.sigmas[rounded(c)], layout)) for c in cohort]
     frozen = plan(
@@ -94,6 +99,16 @@ def _frozen(s: Situation, selection: Selection, base_model: ModelRef, who: Scree
         message=f"freezing a cohort of {len(cohort)} clients",
         record=(PutRecord(layout.plan(s.fedround.run_key), frozen),),
         poll_after=AT_ONCE,
+    )
+
+
+def _too_many(clients: int) -> Waiting:
+    return Waiting(
+        "CohortTooLarge",
+        f"{clients} clients may take part and a round can have {COHORT_MAX}: create another round with "
+        f"clients.sample.count up to {COHORT_MAX}; nothing was started or spent",
+        stalled=True,
+        poll_after=LOOK_AGAIN_AFTER,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import tiny_models
 import torch
 
-from tributary_worker import lora
+from tributary_worker import lora, lora_names
 from tributary_worker.lora_init import frozen_a
 from tributary_worker.privacy.errors import UnsupportedError
 
@@ -39,11 +39,9 @@ def test_the_frozen_factor_is_uniform_and_never_changes():
 
 
 def test_peft_names():
-    model = tiny_models.llama()
-    lora.add_adapters(model, lora.LoraSettings(3, 6.0), seed="a round")
-    tensors = lora.peft_tensors(model)
-    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in tensors
-    assert tensors["base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"].shape == (64, 3)
+    name = lora_names.factor_name("model.layers.0.self_attn.q_proj", "lora_A")
+    assert name == "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    assert lora_names.module_of(name) == "model.layers.0.self_attn.q_proj"
 
 
 @pytest.mark.parametrize(

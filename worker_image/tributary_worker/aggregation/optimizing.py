@@ -48,7 +48,7 @@ def manifest_uri(model_uri: str) -> str:
 def earlier_state(store: Objects, task: AggregateTask) -> OptimizerState | None:
     """The memory of the round that made the base model, if this round's optimizer can go on with it."""
     uri = manifest_uri(task.base_model.uri)
-    if store.head(uri) is None:
+    if task.aggregation.server_optimizer is None or store.head(uri) is None:
         return None
     try:
         state = OptimizerState.model_validate_json(store.get(uri))

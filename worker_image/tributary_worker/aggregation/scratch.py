@@ -7,13 +7,13 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from tributary_store.errors import AccessDenied
+from tributary_store.errors import StoreError
 from tributary_store.objects import Objects
 
 
 def discard_unfinished(store: Objects, uri: str) -> None:
-    """Remove unfinished uploads of this object, if this identity may: they cost space and nothing else."""
-    with suppress(AccessDenied):
+    """Remove unfinished uploads of this object, if the store lets us: they cost space and nothing else."""
+    with suppress(StoreError):
         store.discard_unfinished(uri)
 
 

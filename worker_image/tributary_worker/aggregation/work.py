@@ -84,7 +84,7 @@ class Work:
             if self.admission.exclusions().keys() != {failure.client for failure in self.cohort.excluded}:
                 raise CohortChangedError
             if time.monotonic() > deadline:
-                message = f"{what} did not appear: look at the other pods of this Job"
+                message = f"{what} did not appear: do all pods run? If not, lower aggregation.parallelism"
                 raise StageFailure(Reason.RENDEZVOUS_TIMED_OUT, message)
             time.sleep(tuning.poll_seconds)
 
