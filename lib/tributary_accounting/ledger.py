@@ -27,6 +27,13 @@ APPEND_ATTEMPTS_MAX = 200
 """Lost races before giving up. Each lost race is another writer's entry, so 50 writers need at most 50."""
 
 ORDER = (LedgerKind.RESERVE, LedgerKind.LAUNCH, LedgerKind.SETTLE)
+FOLLOWING: Mapping[LedgerKind, frozenset[LedgerKind]] = {
+    LedgerKind.RESERVE: frozenset({LedgerKind.LAUNCH, LedgerKind.SETTLE, LedgerKind.RELEASE}),
+    LedgerKind.LAUNCH: frozenset({LedgerKind.SETTLE}),
+    LedgerKind.SETTLE: frozenset(),
+    LedgerKind.RELEASE: frozenset(),
+}
+"""What may come next in a run. It begins with a reservation."""
 
 
 class LedgerStore(Protocol):
@@ -38,7 +45,7 @@ class LedgerStore(Protocol):
 
 
 class LedgerBroken(Exception):
-    """The chain is shorter than it was, or an entry does not follow from the one before."""
+    """The chain is shorter than it was, or an entry does not follow from those before."""
 
 
 class LedgerRefused(Exception):
@@ -65,9 +72,11 @@ class Chain:
         kinds = [entry.kind for entry in self.entries if entry.run_key == run_key]
         return kinds[-1] if kinds else None
 
-    def grant_digest(self, run_key: str) -> str | None:
-        """The grant that was reserved for the run."""
-        return next((entry.grant_digest for entry in self.entries if entry.run_key == run_key), None)
+    def has_reserved(self, grant: Grant) -> bool:
+        """Whether the grant's run was reserved with this very grant, and for what it costs."""
+        first = next((entry for entry in self.entries if entry.run_key == grant.run_key), None)
+        due = (grant.digest, grant.mechanism, grant.delta)
+        return first is not None and (first.grant_digest, first.mechanism, first.delta) == due
 
     def receipt_key(self, run_key: str) -> str | None:
         """The key that the run's worker signs with, once it has launched."""
@@ -96,7 +105,8 @@ def read(store: LedgerStore, ledger_uri: str, data_set: NamespacedName, known: C
     """The ledger as it is now, verified. `known` is a chain read earlier: only what follows is fetched.
 
     Raises:
-        LedgerBroken: an entry does not chain, is about another data set, or is not readable as an entry.
+        LedgerBroken: an entry does not chain, breaks the order of its run, is about another data set, or is
+            not readable as an entry.
     """
     entries = list(known.entries)
     if entries:
@@ -140,7 +150,22 @@ def _verified(
         raise LedgerBroken(
             f"{uri} is about data set {entry.data_set}, not {data_set}: use one ledgerUri per data set"
         )
+    if not _is_in_order(entry, [e for e in before if e.run_key == entry.run_key]):
+        raise LedgerBroken(
+            f"{uri}: a {entry.kind} cannot follow what the ledger holds of run {entry.run_key}, or says "
+            "something else of it: whoever wrote it does not keep the rules, find out who"
+        )
     return entry
+
+
+def _is_in_order(entry: LedgerEntry, run: list[LedgerEntry]) -> bool:
+    """Every reader checks what honest writers keep: else a release after a launch would refill a budget."""
+    if not run:
+        return entry.kind is LedgerKind.RESERVE
+    reserved = run[0]
+    said = (entry.client, entry.grant_digest, entry.mechanism, entry.delta)
+    is_same = said == (reserved.client, reserved.grant_digest, reserved.mechanism, reserved.delta)
+    return is_same and entry.kind in FOLLOWING[run[-1].kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +276,7 @@ def _is_due(kind: LedgerKind, chain: Chain, grant: Grant) -> bool:
         LedgerRefused: the entry must not follow what is there.
     """
     state = chain.state(grant.run_key)
-    if state is not None and chain.grant_digest(grant.run_key) != grant.digest:
+    if state is not None and not chain.has_reserved(grant):
         raise LedgerRefused(f"run {grant.run_key} was reserved with another grant: only that one may be used")
     if kind is LedgerKind.RELEASE:
         if state is not LedgerKind.RESERVE:

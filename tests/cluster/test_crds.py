@@ -180,7 +180,7 @@ REFUSALS = [
     ("client", "spec.privacy.noiseKeySecret", "registry-password", "must start with tributary-"),
     ("release", "spec.gate.metrics", [{"margin": "0"}], "margin must be above 0"),
     ("release", "spec.gate.confidence", "1", "confidence must lie between 0.5 and 1"),
-    ("release", "spec.compression", [{}], "a compression step must name what to do"),
+    ("release", "spec.compression", [{}], "a compression step must name one thing to do"),
     ("release", "spec.model", {}, "give either uri and digest, or roundRef"),
     (
         "release",

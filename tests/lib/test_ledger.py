@@ -168,6 +168,58 @@ def test_a_ledger_of_another_data_set_is_refused():
         read(store, URI, NamespacedName(namespace="clinic-a", name="letters"))
 
 
+def forged(store, **changes):
+    """The last entry again, with changes, chained as it should be: a writer that does not keep the rules."""
+    entries = read(store, URI, DATA_SET).entries
+    last = entries[-1]
+    entry = last.model_copy(update={"n": last.n + 1, "previous": last.digest} | changes)
+    store.put_new(ledger_entry(URI, entry.n), entry.canonical_json())
+
+
+CHEAPER = MECHANISM.model_copy(update={"noise_multiplier": 64.0})
+UNLAWFUL = [
+    ("reserve", {"kind": LedgerKind.RESERVE}),
+    ("reserve", {"kind": LedgerKind.LAUNCH, "mechanism": CHEAPER}),
+    ("reserve", {"kind": LedgerKind.LAUNCH, "delta": "1e-9"}),
+    ("reserve", {"kind": LedgerKind.LAUNCH, "grant_digest": "sha256:" + "f" * 64}),
+    ("reserve", {"kind": LedgerKind.LAUNCH, "run_key": "run-2"}),
+    ("launch", {"kind": LedgerKind.RELEASE}),
+    ("launch", {"kind": LedgerKind.LAUNCH}),
+    ("settle", {"kind": LedgerKind.RELEASE}),
+    ("settle", {"kind": LedgerKind.RESERVE}),
+    ("release", {"kind": LedgerKind.LAUNCH}),
+]
+
+
+@pytest.mark.parametrize(("state", "changes"), UNLAWFUL)
+def test_an_entry_that_no_honest_writer_makes_is_found_by_every_reader(state, changes):
+    """A release after a launch would refill the budget, a cheaper launch would understate it."""
+    store, grant = Objects(), a_grant()
+    ledger = a_ledger(store)
+    ledger.reserve(grant, PLENTY)
+    if state in ("launch", "settle"):
+        ledger.launch(grant, KEY)
+    if state == "settle":
+        ledger.settle(grant)
+    if state == "release":
+        ledger.release(grant, "never started")
+    forged(store, **changes)
+    with pytest.raises(LedgerBroken, match="does not keep the rules"):
+        read(store, URI, DATA_SET)
+
+
+def test_a_reservation_that_understates_the_cost_pays_for_nothing():
+    """The hub writes reservations: one with the grant's digest and another mechanism starts no worker."""
+    store, grant = Objects(), a_grant()
+    a_ledger(store).reserve(grant, PLENTY)
+    uri = ledger_entry(URI, 0)
+    cheap = read(store, URI, DATA_SET).entries[0].model_copy(update={"mechanism": CHEAPER})
+    store.objects[uri] = cheap.canonical_json()
+    assert not read(store, URI, DATA_SET).has_reserved(grant)
+    with pytest.raises(LedgerRefused, match="another grant"):
+        a_ledger(store).launch(grant, KEY)
+
+
 RESERVERS = 50
 BUDGET = PrivacyBudget(epsilon="8", delta="1e-5")
 

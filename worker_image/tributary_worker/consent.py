@@ -112,7 +112,7 @@ def check_reservation(book: ledger.Ledger, grant: Grant, budget: PrivacyBudget) 
     seconds."""
     with _ledger_failures():
         chain = book.read()
-        if chain.grant_digest(grant.run_key) != grant.digest:
+        if not chain.has_reserved(grant):
             raise ledger.LedgerRefused(f"run {grant.run_key} has no reservation with this grant")
         epsilon = accountant.epsilon(chain.charged(), float(budget.delta))
         if epsilon > float(budget.epsilon) * (1 + EPSILON_TOLERANCE):
