@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from tributary_api.base import ApiModel
 from tributary_api.failures import Reason
 from tributary_api.shared import StoreEndpoint
@@ -40,6 +42,11 @@ def store_failures(
         yield
     except errors.StoreError as error:
         raise StageFailure(_reason(error, missing, damaged), str(error)) from error
+    except ValidationError as error:
+        message = f"a {error.title} in the store is not readable ({error.error_count()} errors)"
+        raise StageFailure(
+            Reason.TASK_INVALID, f"{message}: another version or somebody else wrote it; create another round"
+        ) from error
 
 
 def record_once(

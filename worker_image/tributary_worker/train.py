@@ -149,7 +149,7 @@ def find_published(task: TrainTask, world: Surroundings) -> DeltaManifest | None
     try:
         receipts.check(manifest, task.grant, world.receipt_key.public)
     except (receipts.ReceiptRefused, SignatureRefused) as error:
-        message = f"{task.manifest_uri} is in the way: {error}"
+        message = f"{task.manifest_uri} is in the way: {error}; create another round, this run is charged"
         raise StageFailure(Reason.GRANT_REFUSED, message) from error
     return manifest
 
@@ -280,7 +280,7 @@ def upload_once(store: Objects, uri: str, path: Path) -> FileDigest:
         found = path.with_name("found")
         found.write_bytes(store.get(uri))
         if not is_ours(path, found):
-            message = f"{uri} is in the way, and is not what this owner's data and key give: remove it"
+            message = f"{uri} is in the way and not what this owner's data and key give: create another round"
             raise StageFailure(Reason.GRANT_REFUSED, message) from None
         return digest_of_file(found.replace(path))
 

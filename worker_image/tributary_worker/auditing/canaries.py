@@ -74,7 +74,8 @@ def _observed(engine: PrivateEngine, is_present: Tensor, step: int) -> npt.NDArr
         step, engine.rank, engine.world_size, engine.micro_batch_size
     ):
         is_record = torch.from_numpy(indices != EMPTY).to(engine.device)
-        clipped += engine.clipped_sum(canary_batch(indices.tolist(), is_present), is_record)
+        batch = canary_batch(indices.tolist(), is_present)
+        clipped += engine.clipped_sum({k: v.to(engine.device) for k, v in batch.items()}, is_record)
     received = engine.record(clipped, step)
     ordered = torch.zeros(len(is_present), dtype=torch.float64)
     for run in engine.optimizer.layout:

@@ -127,7 +127,11 @@ def _texts(
     loaded: LoadedModel, step: Prune, task: TaskKind, documents: Sequence[Document]
 ) -> list[list[int]]:
     if documents:
-        return documents_as_tokens(loaded, documents[:TEXTS_MAX], step.max_sequence_length)
+        texts = documents_as_tokens(loaded, documents[:TEXTS_MAX], step.max_sequence_length)
+        if not texts:
+            message = "prune.dataset has no text of two tokens among its first: give another, or none"
+            raise StageFailure(Reason.DATA_EMPTY, message)
+        return texts
     if task is not TaskKind.CAUSAL_LM:
         raise _unsupported("a classifier writes no text to measure on: give prune.dataset")
     return sampled_texts(loaded, TEXTS_MAX, step.max_sequence_length, seed=0)

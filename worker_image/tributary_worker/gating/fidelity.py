@@ -75,6 +75,9 @@ def are_alike(one: Sample, other: Sample) -> bool:
 
 
 def fidelity_report(candidate: Sample, parent: Sample, previous: Sample | None) -> FidelityReport:
+    if not are_alike(parent, candidate):
+        message = "it gives other numbers of positions or choices than its parent: their vocabularies differ"
+        raise RejectedError(UNFAITHFUL, message)
     by_document = divergences(parent, candidate)
     means = [float(found.mean()) for found in by_document]
     pairs = zip(parent.log_probabilities, candidate.log_probabilities, strict=True)
