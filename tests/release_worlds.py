@@ -17,7 +17,7 @@ from signers import HUB_ENVIRONMENT
 from tributary_api.records import CompressionManifest, GateVerdict, ModelScore
 from tributary_api.release import ModelRelease, ModelReleaseStatus, Revision
 from tributary_api.shared import ModelRef
-from tributary_operator import names
+from tributary_operator import conditions, names
 from tributary_operator.decision import Decision, Delete, JsonPatch
 from tributary_operator.jobs import JobState, ObservedJob
 from tributary_operator.kinds import DEPLOYMENT, SERVICE
@@ -316,3 +316,25 @@ class World:
 
 def _field(task: str, name: str) -> str:
     return json.dumps(json.loads(task)[name])
+
+
+def serving(model: str = "m1", **changes: Any) -> World:
+    """A world in which a first model serves, watched and settled."""
+    world = World(a_release(model, **changes))
+    for _ in range(3):
+        world.settle()
+        world.now += timedelta(hours=1)
+    assert reason(world) == "Serving"
+    return world
+
+
+def condition(world: World, type_: str) -> Any:
+    found = conditions.find(world.release.status.conditions, type_)
+    assert found is not None
+    return found
+
+
+def reason(world: World) -> str:
+    """Of what is under way or has stalled; Serving when all is done."""
+    found: str = condition(world, conditions.RECONCILING).reason
+    return found

@@ -8,9 +8,19 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from release_worlds import ANALYSIS_SECONDS, DELAY_SECONDS, INT8, T0, World, a_model, a_release
+from release_worlds import (
+    ANALYSIS_SECONDS,
+    DELAY_SECONDS,
+    INT8,
+    T0,
+    World,
+    a_model,
+    a_release,
+    condition,
+    reason,
+    serving,
+)
 
-from tributary_api.release import Revision
 from tributary_operator import conditions, names
 from tributary_operator.decision import JsonPatch
 from tributary_operator.jobs import JobState
@@ -21,26 +31,16 @@ GIVE_UP = 3
 """One attempt and the default of two more."""
 
 
-def serving(model: str = "m1", **changes: Any) -> World:
-    """A world in which a first model serves, watched and settled."""
-    world = World(a_release(model, **changes))
-    for _ in range(3):
-        world.settle()
-        world.now += timedelta(hours=1)
-    assert reason(world) == "Serving"
+def rejecting() -> World:
+    """A world in which m1 serves and m2 has just failed its gate."""
+    world = serving()
+    world.ask_for(model="m2")
+    world.run_pass()
+    world.succeed()
+    world.run_pass()
+    world.end_job(world.jobs[-1], succeeds=True, verdict="FAIL")
+    world.run_pass()
     return world
-
-
-def condition(world: World, type_: str) -> Any:
-    found = conditions.find(world.release.status.conditions, type_)
-    assert found is not None
-    return found
-
-
-def reason(world: World) -> str:
-    """Of what is under way or has stalled; Serving when all is done."""
-    found: str = condition(world, conditions.RECONCILING).reason
-    return found
 
 
 def is_ready(world: World) -> bool:
@@ -167,13 +167,7 @@ def test_a_first_model_that_fails_its_gate_is_not_ready_and_has_no_service() -> 
 
 
 def test_a_changed_gate_gives_a_rejected_model_another_chance() -> None:
-    world = serving()
-    world.ask_for(model="m2")
-    world.run_pass()
-    world.succeed()
-    world.run_pass()
-    world.end_job(world.jobs[-1], succeeds=True, verdict="FAIL")
-    world.run_pass()
+    world = rejecting()
     gate = a_release().spec.gate.to_json_object() | {"metrics": [{"margin": "0.5"}]}
     world.ask_for(gate=gate)
     assert steps_of(world)[-1] == "Serving"
@@ -182,26 +176,14 @@ def test_a_changed_gate_gives_a_rejected_model_another_chance() -> None:
 
 @pytest.mark.parametrize("change", [{"replicas": 3}, {"serviceName": "helper"}, {"port": 8000}])
 def test_scaling_or_renaming_gives_a_rejected_model_no_other_chance(change: Any) -> None:
-    world = serving()
-    world.ask_for(model="m2")
-    world.run_pass()
-    world.succeed()
-    world.run_pass()
-    world.end_job(world.jobs[-1], succeeds=True, verdict="FAIL")
-    world.run_pass()
+    world = rejecting()
     (rejected,) = world.release.status.rejected_revisions
     world.ask_for(model="m2", serving=change)
     assert world.situation().rejection == rejected
 
 
 def test_going_back_to_the_old_model_after_a_rejection_is_settled_at_once() -> None:
-    world = serving()
-    world.ask_for(model="m2")
-    world.run_pass()
-    world.succeed()
-    world.run_pass()
-    world.end_job(world.jobs[-1], succeeds=True, verdict="FAIL")
-    world.run_pass()
+    world = rejecting()
     jobs = world.jobs_created
     world.ask_for(model="m1")
     assert steps_of(world) == ["Serving"]
@@ -467,68 +449,3 @@ def test_compression_is_named_by_its_inputs_and_shared_between_releases() -> Non
     assert job.state is JobState.PENDING
     assert job.labels[names.RECORD] in json.loads(world.tasks[job.name])["manifestUri"]
     assert world.now == T0
-
-
-def release_of(world: World, model: str, loss: float) -> None:
-    """A revision of this loss is promoted, watched and settled."""
-    world.candidate_loss = loss
-    world.ask_for(model=model)
-    world.settle()
-    world.now += timedelta(hours=1)
-    world.settle()
-
-
-def best(world: World) -> str:
-    found = world.release.status.best
-    assert found is not None
-    return found.revision
-
-
-def stable_of(world: World) -> Revision:
-    found = world.release.status.stable
-    assert found is not None
-    return found
-
-
-def test_small_losses_do_not_add_up() -> None:
-    """A chain of candidates, each hardly worse than the one before, is compared with the first all along."""
-    world = serving("m1")
-    first = stable_of(world)
-    for model, loss in (("m2", 3.26), ("m3", 3.27), ("m4", 3.28)):
-        release_of(world, model, loss)
-        assert best(world) == first.revision
-    world.ask_for(model="m5")
-    world.run_pass()
-    world.succeed()
-    assert world.situation().rivals.best == first.model
-    task = json.loads(next(text for name, text in reversed(world.tasks.items()) if "gate" in name))
-    assert task["best"] == first.model.to_json_object()
-
-
-def test_the_bar_rises_with_a_better_revision_and_never_falls() -> None:
-    world = serving("m1")
-    release_of(world, "m2", 3.0)
-    better = stable_of(world)
-    assert best(world) == better.revision
-    release_of(world, "m3", 3.1)
-    assert best(world) == better.revision
-    # Gone back to, m1 once was the best; that is no longer so.
-    release_of(world, "m1", 3.1)
-    assert best(world) == better.revision
-
-
-def test_a_revision_that_turns_out_badly_is_no_bar() -> None:
-    world = serving("m1")
-    first = stable_of(world)
-    world.candidate_loss = 1.0
-    world.ask_for(model="m2")
-    for _ in range(20):
-        world.run_pass()
-        if reason(world) == "Watching":
-            break
-        world.succeed()
-        world.now += timedelta(seconds=1)
-    world.lose_pod(world.service.revision if world.service else "")
-    world.run_pass()
-    world.settle()
-    assert best(world) == first.revision
